@@ -1,0 +1,1 @@
+"""From the store's table to learning-rate-sensitivity curves, robustness numbers and figures."""

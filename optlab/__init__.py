@@ -1,0 +1,1 @@
+"""Learning-rate sweeps, declared in YAML: models, data, norms, optimizers, runs and their store."""
