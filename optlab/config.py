@@ -1,0 +1,370 @@
+"""Composition of runs from the YAML files, their validation and their ids.
+
+The YAML files are the schema: a key that no file states does not exist, and the type of its value
+there is the type that an override must have.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .errors import ConfigError, listed, nearest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+OUTSIDE_ID = ("runtime", "tracking")  # cannot change the numbers of a run
+
+Tree = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how a run trains; the section ``train`` of a run's config."""
+
+    steps: int
+    batch_size: int
+    eval_every: int
+    diverged_after: int
+    max_weight_growth: float
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where a run lives and what it may use; the section ``runtime``, outside of a run's id."""
+
+    runs: str
+    results: str
+    device: str
+    threads: int
+    checkpoint_every: float  # seconds
+
+    @property
+    def runs_folder(self) -> Path:
+        return ROOT / self.runs
+
+    @property
+    def results_folder(self) -> Path:
+        return ROOT / self.results
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """The mirror in Weights & Biases; the section ``tracking``, outside of a run's id."""
+
+    mode: str
+    project: str
+    entity: str | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that is outside of a run's id."""
+
+    runtime: RuntimeConfig
+    tracking: TrackingConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """A resolved config and the options that composed it."""
+
+    config: Mapping[str, Any]  # resolved; everything that can change the numbers
+    choices: Mapping[str, str]  # Hydra group -> option, for labels only
+
+    @cached_property
+    def id(self) -> str:
+        """12 hex digits of the SHA-256 of the config's canonical JSON."""
+        text = json.dumps(self.config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def method(self) -> str:
+        return self.choices["optimizer"]
+
+    @property
+    def lr(self) -> float:
+        return self.config["optimizer"]["lr"]
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def train(self) -> TrainConfig:
+        return section(TrainConfig, self.config, "train")
+
+    @property
+    def name(self) -> str:
+        """Short and sortable, such as ``muonmax_momo-lr0.1-s0``."""
+        return f"{self.method}-lr{self.lr:g}-s{self.seed}"
+
+
+def section(kind: type[T], tree: Mapping[str, Any], name: str) -> T:
+    """The section ``name`` of a config as its dataclass; its keys must be the dataclass's."""
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for key in tree[name]:
+        if key not in known:
+            raise ConfigError(
+                f"conf/config.yaml: {name} has no key '{key}'.{nearest(key, known)} "
+                f"It has: {', '.join(known)}."
+            )
+    missing = [key for key in known if key not in tree[name]]
+    if missing:
+        raise ConfigError(f"conf/config.yaml: {name} lacks the key '{missing[0]}'.")
+    return kind(**tree[name])
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What a combination of group options composes to, before any value is set."""
+
+    tree: Tree  # interpolations as they stand
+    resolved: Tree
+    choices: dict[str, str]
+
+
+class Composer:
+    """Composes runs from overrides; each combination of group options goes through Hydra once."""
+
+    def __init__(self) -> None:
+        self._bases: dict[tuple[str, ...], _Base] = {}
+
+    def run(self, point: Mapping[str, Any]) -> tuple[Run, Settings]:
+        """The run that the overrides ``point`` (Hydra key -> value) stand for.
+
+        Raises:
+            ConfigError: an unknown option or key, a value of the wrong type, a run without sense.
+        """
+        groups = {key: value for key, value in point.items() if is_group(key)}
+        base = self._base(tuple(f"{key}={value}" for key, value in groups.items()))
+        tree = copy.deepcopy(base.tree)
+        for key, value in point.items():
+            if key not in groups:
+                set_value(tree, key, coerced(key, example(base.resolved, key), value))
+        resolved = resolve(tree)
+        settings = Settings(
+            section(RuntimeConfig, resolved, "runtime"),
+            section(TrackingConfig, resolved, "tracking"),
+        )
+        config = {key: value for key, value in resolved.items() if key not in OUTSIDE_ID}
+        validate(config, settings, base.choices)
+        return Run(config, base.choices), settings
+
+    def _base(self, groups: tuple[str, ...]) -> _Base:
+        if groups not in self._bases:
+            self._bases[groups] = _compose(groups)
+        return self._bases[groups]
+
+
+def compose_run(overrides: Sequence[str]) -> tuple[Run, Settings]:
+    """The one run that command-line overrides stand for."""
+    return Composer().run(dict(parse(override) for override in overrides))
+
+
+def _compose(groups: tuple[str, ...]) -> _Base:
+    for group in groups:
+        check_option(*group.split("=", 1))
+    config_loader()
+    try:
+        cfg = compose("config", list(groups), return_hydra_config=True)
+    except HydraException as error:
+        detail = f" {error.__cause__}" if error.__cause__ else ""
+        raise ConfigError(f"The config cannot be composed: {error}{detail}") from error
+    choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+    tree = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(tree, dict) and isinstance(choices, dict)
+    for key in ("hydra", "sweeps"):
+        tree.pop(key, None)
+    ours = {str(k): str(v) for k, v in choices.items() if "hydra" not in str(k) and k != "sweeps"}
+    tree = {str(key): value for key, value in tree.items()}
+    return _Base(tree, resolve(tree), ours)
+
+
+def resolve(tree: Tree) -> Tree:
+    """``tree`` with its interpolations replaced by what they point to."""
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"The config cannot be resolved: {error}") from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def config_loader() -> ConfigLoader:
+    """Hydra's loader over conf/ and sweeps/, whether or not a Hydra app is running."""
+    if not GlobalHydra.instance().is_initialized():
+        initialize_config_dir(str(CONF), version_base="1.3")
+    return GlobalHydra.instance().config_loader()
+
+
+def is_group(key: str) -> bool:
+    """Whether ``key`` names a config group (``optimizer``) and not a value (``optimizer.lr``)."""
+    return "." not in key and (CONF / key).is_dir()
+
+
+def options(group: str) -> list[str]:
+    """The options of a config group."""
+    return sorted(config_loader().get_group_options(group))
+
+
+def check_option(group: str, option: str) -> None:
+    """Raise unless ``group`` has ``option``."""
+    known = options(group)
+    if option not in known:
+        raise ConfigError(
+            f"{group} has no option '{option}'.{nearest(option, known)} "
+            f"conf/{group}/ has: {listed(option, known)}."
+        )
+
+
+def parse(override: str) -> tuple[str, Any]:
+    """Key and value of one command-line override that is not a sweep."""
+    parsed = parse_override(override)
+    if parsed.is_sweep_override():
+        raise ConfigError(
+            f"'{override}' stands for several runs: add -m to run them all (python launch.py -m)."
+        )
+    return str(parsed.key_or_group), plain(parsed.value())
+
+
+def parse_override(text: str) -> Override:
+    """One override in Hydra's syntax; additions and deletions are refused.
+
+    Raises:
+        ConfigError: the text is no override, or it starts with ``+``, ``++`` or ``~``.
+    """
+    try:
+        override = OverridesParser.create(config_loader=config_loader()).parse_override(text)
+    except HydraException as error:
+        raise ConfigError(f"'{text}' is not an override such as optimizer.lr=0.1: {error}") from (
+            error
+        )
+    if override.is_delete() or override.is_add() or override.is_force_add():
+        raise ConfigError(
+            f"'{text}' would change which keys a run has. A run has exactly the keys that the "
+            f"files in conf/ state: change a value without the leading '{text[0]}', or add the "
+            "key to its YAML file and to the code that reads it."
+        )
+    return override
+
+
+def plain(value: Any) -> Any:
+    """A value of Hydra's override grammar as plain Python."""
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    return value
+
+
+def example(tree: Tree, key: str) -> Any:
+    """The value that the YAML files give the dotted ``key``; it must exist."""
+    node: Any = tree
+    parent = ""
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            raise _unknown_key(tree, key, parent)
+        node, parent = node[part], f"{parent}.{part}".lstrip(".")
+    return node
+
+
+def set_value(tree: Tree, key: str, value: Any) -> None:
+    """Set the dotted ``key``, which exists, in ``tree``."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree[parent]
+    tree[last] = value
+
+
+def _unknown_key(tree: Tree, key: str, parent: str) -> ConfigError:
+    known = list(_dotted(tree))
+    beside = [other for other in known if other.rpartition(".")[0] == parent]
+    return ConfigError(
+        f"There is no key '{key}'.{nearest(key, known)} "
+        f"{parent or 'A run'} has: {listed(key, beside) or 'no keys below it'}."
+    )
+
+
+def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def coerced(key: str, example: Any, value: Any) -> Any:
+    """``value`` in the type of ``example``; an int may stand where a float is expected."""
+    if isinstance(value, str) and value.startswith("${"):
+        return value  # an interpolation
+    if type(value) is int and (example is None or isinstance(example, float)):
+        return float(value)  # 1 and 1.0 are one run
+    if example is None or type(value) is type(example):
+        return value
+    raise ConfigError(
+        f"{key} must be {_described(example)}, not {value!r} (its default is {example!r})."
+    )
+
+
+def _described(example: Any) -> str:
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "a word"}
+    return names.get(type(example), f"a {type(example).__name__}")
+
+
+def validate(config: Mapping[str, Any], settings: Settings, choices: Mapping[str, str]) -> None:
+    """Raise for a run that composes but makes no sense."""
+    for key, value in _leaves(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key} must be a finite number, not {value}.")
+    if not config["optimizer"]["lr"] > 0:
+        raise ConfigError(f"optimizer.lr must be above 0, not {config['optimizer']['lr']}.")
+    if config["seed"] < 0:
+        raise ConfigError(f"seed must be 0 or more, not {config['seed']}.")
+    train = section(TrainConfig, config, "train")
+    for field in fields(train):
+        if not getattr(train, field.name) > 0:
+            raise ConfigError(
+                f"train.{field.name} must be above 0, not {getattr(train, field.name)}."
+            )
+    step_size = config["optimizer"].get("step_size") or {}
+    if step_size.get("lower_bound", 0.0) is None:
+        raise ConfigError(
+            f"Momo (optimizer={choices['optimizer']}) needs a lower bound of the loss, and "
+            f"conf/dataset/{choices['dataset']}.yaml states none (loss_lower_bound: null). Set one "
+            "in nats, such as dataset.loss_lower_bound=0.0, or take a method without Momo."
+        )
+    _check_choice("runtime.device", settings.runtime.device, ("auto", "cpu", "cuda"))
+    _check_choice("tracking.mode", settings.tracking.mode, ("offline", "online", "off"))
+
+
+def _check_choice(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"{key} must be one of {', '.join(known)}, not '{value}'.")
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    items = node.items() if isinstance(node, Mapping) else enumerate(node)
+    for key, value in items:
+        if isinstance(value, Mapping | list):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,285 @@
+"""A sweep: a YAML file, or a command line, that stands for a set of runs.
+
+``fixed`` overrides hold for every run; ``grid`` is a list of blocks, each the product of its axes,
+and the sweep is the union of the blocks; every point is run with every one of the ``seeds``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .config import (
+    OUTSIDE_ID,
+    ROOT,
+    Composer,
+    Run,
+    Settings,
+    check_option,
+    is_group,
+    parse_override,
+    plain,
+)
+from .errors import ConfigError, nearest
+
+DEFAULT = "demo"
+_KEYS = ("fixed", "grid", "seeds", "figures")
+_LOG_KEYS = ("log10", "per_decade")
+
+Axes = dict[str, list[Any]]  # override key -> values; the product of the axes is a block of runs
+Point = dict[str, Any]  # override key -> value
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A named set of runs, without duplicates, seed by seed."""
+
+    name: str
+    command: str  # the words after ``python launch.py -m`` that launch it
+    runs: tuple[Run, ...]
+    points: tuple[Point, ...]  # the overrides that each run stands for, parallel to ``runs``
+    figures: tuple[str, ...]
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class _Declared:
+    blocks: list[Axes]
+    figures: tuple[str, ...]
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Sweep:
+    """The sweep that ``sweeps/name.yaml`` declares, restricted or changed by ``overrides``.
+
+    An override of a group (``optimizer=scion``) selects among the options that the file names;
+    an override of a value (``optimizer.lr=0.1``, ``seed=range(0,5)``) replaces the file's values.
+
+    Raises:
+        ConfigError: no such sweep, an unknown key, an empty grid, runs that cannot be composed.
+    """
+    check_sweep(name)
+    path = ROOT / "sweeps" / f"{name}.yaml"
+    declared = _declared(path)
+    changes, outside = _split(overrides)
+    blocks = _changed(declared.blocks, changes, f"sweeps/{name}.yaml")
+    command = " ".join([f"sweeps={name}", *overrides])
+    return _compose(
+        _suffixed(name, changes), command, f"sweeps/{name}.yaml", blocks, declared.figures, outside
+    )
+
+
+def ad_hoc(overrides: Sequence[str]) -> Sweep:
+    """The product of command-line overrides in Hydra's sweep syntax."""
+    changes, outside = _split(overrides)
+    return _compose(
+        _suffixed("adhoc", changes),
+        " ".join(overrides),
+        "The command line",
+        [changes],
+        ("lr_sensitivity",),
+        outside,
+    )
+
+
+def from_arguments(arguments: Sequence[str]) -> Sweep:
+    """The sweep of a command line: ``sweeps=NAME``, else an ad-hoc sweep, else ``demo``."""
+    named = [argument for argument in arguments if argument.startswith("sweeps=")]
+    overrides = [argument for argument in arguments if argument not in named]
+    if named:
+        return load(named[-1].removeprefix("sweeps="), overrides)
+    axes, _ = _split(overrides)
+    if any(len(values) > 1 for values in axes.values()):
+        return ad_hoc(overrides)
+    return load(DEFAULT, overrides)
+
+
+def check_sweep(name: str) -> None:
+    """Raise unless ``sweeps/name.yaml`` exists."""
+    folder = ROOT / "sweeps"
+    if not (folder / f"{name}.yaml").is_file():
+        known = sorted(
+            str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")
+        )
+        raise ConfigError(
+            f"There is no sweep '{name}'.{nearest(name, known)} sweeps/ has: {', '.join(known)}."
+        )
+
+
+def _declared(path: Path) -> _Declared:
+    """The blocks of a sweep file, ``fixed`` and ``seeds`` among their axes."""
+    where = f"sweeps/{path.relative_to(ROOT / 'sweeps')}"
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        raise ConfigError(f"{where} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where} must hold the keys {', '.join(_KEYS)}.")
+    for key in content:
+        if key not in _KEYS:
+            raise ConfigError(
+                f"{where} has the unknown key '{key}'.{nearest(str(key), _KEYS)} "
+                f"A sweep file may have: {', '.join(_KEYS)}."
+            )
+    fixed = {str(key): [value] for key, value in (content.get("fixed") or {}).items()}
+    seeds = {"seed": _seeds(content.get("seeds", 1), where)}
+    grid = content.get("grid") or []
+    if not grid:
+        raise ConfigError(f"{where}: the grid is empty. State at least one block under 'grid'.")
+    blocks = [{**fixed, **_axes(block, where), **seeds} for block in grid]
+    return _Declared(blocks, tuple(content.get("figures") or ("lr_sensitivity",)))
+
+
+def _seeds(value: Any, where: str) -> list[int]:
+    seeds = list(range(value)) if type(value) is int else value
+    if not isinstance(seeds, list) or not seeds or any(type(seed) is not int for seed in seeds):
+        raise ConfigError(f"{where}: seeds must be a count above 0 or a list, not {value!r}.")
+    return seeds
+
+
+def _axes(block: Any, where: str) -> Axes:
+    if not isinstance(block, dict) or not block:
+        raise ConfigError(
+            f"{where}: the grid has a block without axes ({block!r}); state some, such as "
+            "'optimizer: [adamw]' and 'optimizer.lr: {log10: [-4, 0], per_decade: 2}'."
+        )
+    return {str(key): _values(str(key), value, where) for key, value in block.items()}
+
+
+def _values(key: str, value: Any, where: str) -> list[Any]:
+    if isinstance(value, dict):
+        return _log_grid(key, value, where)
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise ConfigError(f"{where}: the axis '{key}' is empty, so its block stands for no run.")
+    return values
+
+
+def _log_grid(key: str, value: Mapping[Any, Any], where: str) -> list[float]:
+    if sorted(value) != sorted(_LOG_KEYS):
+        raise ConfigError(
+            f"{where}: the axis '{key}' must be a list of values or "
+            f"{{log10: [low, high], per_decade: n}}, not {dict(value)!r}."
+        )
+    low, high = value["log10"]
+    return log_grid(low, high, value["per_decade"])
+
+
+def log_grid(low: float, high: float, per_decade: int) -> list[float]:
+    """The points 10^(k / per_decade) between 10^low and 10^high, in four significant digits.
+
+    Grids of the same spacing share their points wherever they begin, so extending one adds runs
+    and repeats none.
+    """
+    first, last = round(low * per_decade), round(high * per_decade)
+    if first > last:
+        raise ConfigError(f"A log grid must rise: log10: [{low}, {high}] is empty.")
+    return [float(f"{10 ** (k / per_decade):.4g}") for k in range(first, last + 1)]
+
+
+def _split(overrides: Sequence[str]) -> tuple[Axes, Point]:
+    """Overrides that change runs, as axes, and those outside of a run's id, as values."""
+    axes: Axes = {}
+    outside: Point = {}
+    for text in overrides:
+        override = parse_override(text)
+        key = str(override.key_or_group)
+        if override.is_sweep_override():
+            values = [plain(value) for value in override.sweep_iterator()]
+        else:
+            values = [plain(override.value())]
+        if key.split(".")[0] not in OUTSIDE_ID:
+            axes[key] = values
+        elif len(values) == 1:
+            outside[key] = values[0]
+        else:
+            raise ConfigError(f"'{text}': {key} cannot change the numbers, so it is no axis.")
+    return axes, outside
+
+
+def _changed(blocks: list[Axes], changes: Axes, where: str) -> list[Axes]:
+    """The blocks with every change applied: groups select, values replace."""
+    for key, values in changes.items():
+        if is_group(key):
+            for value in values:
+                _check_selected(key, value, blocks, where)
+            blocks = [selected for block in blocks if (selected := _select(block, key, values))]
+        else:
+            blocks = [{**block, key: values} for block in blocks]
+    return blocks
+
+
+def _select(block: Axes, key: str, values: list[Any]) -> Axes | None:
+    kept = [value for value in block.get(key, values) if value in values]
+    return {**block, key: kept} if kept else None
+
+
+def _check_selected(key: str, value: Any, blocks: list[Axes], where: str) -> None:
+    check_option(key, value)
+    offered = {str(option) for block in blocks for option in block.get(key, [value])}
+    if value not in offered:
+        raise ConfigError(
+            f"{where} has no run with {key}={value}; it has: {', '.join(sorted(offered))}. "
+            "Add it to the sweep's grid, where it needs its own learning rates."
+        )
+
+
+def _suffixed(name: str, changes: Axes) -> str:
+    """Changed sweeps get a name of their own, so that they never overwrite each other's results."""
+    if not changes:
+        return name
+    digest = hashlib.sha256(repr(sorted(changes.items())).encode()).hexdigest()[:6]
+    return f"{name}-{digest}"
+
+
+def _compose(
+    name: str,
+    command: str,
+    where: str,
+    blocks: list[Axes],
+    figures: tuple[str, ...],
+    outside: Point,
+) -> Sweep:
+    points = [point for block in blocks for point in _product(block)]
+    composer = Composer()
+    problems: Counter[str] = Counter()
+    runs: dict[str, tuple[Run, Point, Settings]] = {}
+    for point in points:
+        try:
+            run, settings = composer.run({**point, **outside})
+        except ConfigError as error:
+            problems[str(error)] += 1
+        else:
+            runs.setdefault(run.id, (run, point, settings))
+    if problems:
+        raise ConfigError(_summary(problems, len(points), where))
+    # Seed by seed, so that a partial sweep already holds whole curves.
+    ordered = sorted(runs.values(), key=lambda item: item[0].seed)
+    return Sweep(
+        name,
+        command,
+        tuple(run for run, _, _ in ordered),
+        tuple(point for _, point, _ in ordered),
+        figures,
+        ordered[0][2],
+    )
+
+
+def _product(block: Axes) -> list[Point]:
+    return [dict(zip(block, values, strict=True)) for values in itertools.product(*block.values())]
+
+
+def _summary(problems: Counter[str], total: int, where: str) -> str:
+    if total == 1:
+        return next(iter(problems))
+    lines = [f"{count} of {total} runs: {text}" for text, count in problems.most_common()]
+    return f"{where}: {sum(problems.values())} of {total} runs cannot be composed.\n" + "\n".join(
+        f"  {line}" for line in lines
+    )

@@ -1,0 +1,83 @@
+"""Fixtures of the whole suite: run stores in temporary folders, the command line, data, SLURM."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from optlab.config import ROOT, Run, Settings, compose_run
+from optlab.store import RunStore
+
+# A run small enough to train in a fraction of a second.
+TINY = (
+    "model.width=8",
+    "model.depth=1",
+    "train.steps=6",
+    "train.batch_size=16",
+    "train.eval_every=2",
+    "tracking.mode=off",
+)
+CODE = ("optlab", "analysis", "hydra_plugins", "conf", "sweeps", "launch.py")
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_environment() -> None:
+    """Nothing that the caller has set may reach the runs of the tests."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_DIR", "HYDRA_FULL_ERROR"):
+        os.environ.pop(name, None)
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "runs")
+
+
+def tiny(*overrides: str) -> tuple[Run, Settings]:
+    """A tiny run of the default config, changed by ``overrides``."""
+    return compose_run([*TINY, *overrides])
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """``python ARGUMENTS`` in a working directory that is not the repository."""
+
+    def call(*arguments: str, root: Path = ROOT, timeout: float = 300) -> object:
+        script = [str(root / arguments[0])] if arguments[0].endswith(".py") else [arguments[0]]
+        return subprocess.run(
+            [sys.executable, *script, *arguments[1:]],
+            cwd=tmp_path,
+            env=environment(root),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return call  # type: ignore[return-value]
+
+
+def environment(root: Path = ROOT) -> dict[str, str]:
+    """The environment of a child process that imports optlab from ``root``."""
+    return {**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A copy of the code, to be changed by the test."""
+    root = tmp_path / "clone"
+    root.mkdir()
+    for name in CODE:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, root / name)
+    return root

@@ -1,0 +1,190 @@
+"""Sweep files and command lines as sets of runs."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optlab import sweep as sweeps
+from optlab.config import compose_run
+from optlab.errors import ConfigError
+from optlab.sweep import Sweep, ad_hoc, from_arguments, load, log_grid
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    """Declare a sweep file ``x`` and load it."""
+    monkeypatch.setattr(sweeps, "ROOT", tmp_path)
+    (tmp_path / "sweeps").mkdir()
+
+    def declare(text: str, *overrides: str) -> Sweep:
+        (tmp_path / "sweeps" / "x.yaml").write_text(text)
+        return load("x", overrides)
+
+    return declare
+
+
+@given(
+    low=st.integers(-6, 2),
+    decades=st.integers(0, 6),
+    per_decade=st.integers(1, 6),
+    shift=st.integers(0, 3),
+)
+def test_log_grids_of_one_spacing_share_their_points(
+    low: int, decades: int, per_decade: int, shift: int
+) -> None:
+    grid = log_grid(low, low + decades, per_decade)
+    wider = log_grid(low - shift, low + decades + shift, per_decade)
+
+    assert set(grid) <= set(wider)
+    assert len(grid) == decades * per_decade + 1
+    assert grid == sorted(grid)
+
+
+def test_a_log_grid_is_even_in_the_logarithm_and_readable() -> None:
+    assert log_grid(-2, 0, 2) == [0.01, 0.03162, 0.1, 0.3162, 1.0]
+
+
+def test_a_sweep_is_the_union_of_the_products_of_its_blocks(write) -> None:
+    sweep = write(
+        """
+fixed: {train.steps: 7}
+grid:
+  - {optimizer: [adamw, sgd_momentum], optimizer.lr: [0.1, 0.2]}
+  - {optimizer: [adamw], optimizer.lr: [0.2, 0.3]}
+seeds: 2
+"""
+    )
+    found = [(run.method, run.lr, run.seed) for run in sweep.runs]
+    expected = {
+        *itertools.product(["adamw", "sgd_momentum"], [0.1, 0.2], [0, 1]),
+        *itertools.product(["adamw"], [0.2, 0.3], [0, 1]),
+    }
+
+    assert set(found) == expected and len(found) == len(expected)
+    assert {run.train.steps for run in sweep.runs} == {7}
+    assert [seed for _, _, seed in found] == sorted(seed for _, _, seed in found)
+
+
+def test_a_point_of_a_sweep_is_the_run_of_the_same_command_line(write) -> None:
+    sweep = write("grid: [{optimizer: [scion], optimizer.lr: [0.1], model.width: [16]}]\nseeds: [5]")
+    alone, _ = compose_run(["optimizer=scion", "optimizer.lr=0.1", "model.width=16", "seed=5"])
+
+    assert [run.id for run in sweep.runs] == [alone.id]
+
+
+def test_optimizer_norms_are_an_axis(write) -> None:
+    sweep = write("grid: [{optimizer: [scion], optimizer/norms: [spectral_linf, spectral_adainf]}]")
+
+    assert len({run.id for run in sweep.runs}) == 2
+    assert {run.choices["optimizer/norms"] for run in sweep.runs} == {
+        "spectral_linf",
+        "spectral_adainf",
+    }
+
+
+GRID = """
+grid:
+  - {optimizer: [adamw], optimizer.lr: [0.1, 0.2]}
+  - {optimizer: [scion], optimizer.lr: [0.3]}
+seeds: 2
+"""
+
+
+def test_a_group_override_selects_methods_with_their_own_grids(write) -> None:
+    sweep = write(GRID, "optimizer=scion")
+
+    assert {(run.method, run.lr) for run in sweep.runs} == {("scion", 0.3)}
+    assert sweep.name != "x"  # its results must not overwrite those of the whole sweep
+
+
+def test_a_value_override_replaces_an_axis(write) -> None:
+    sweep = write(GRID, "seed=range(5,8)", "optimizer.lr=0.7")
+
+    assert {(run.method, run.lr, run.seed) for run in sweep.runs} == set(
+        itertools.product(["adamw", "scion"], [0.7], [5, 6, 7])
+    )
+
+
+def test_settings_are_no_axis_and_leave_the_sweep_its_name(write) -> None:
+    sweep = write(GRID, "runtime.threads=2")
+
+    assert sweep.name == "x" and sweep.settings.runtime.threads == 2
+    with pytest.raises(ConfigError, match="cannot change the numbers"):
+        write(GRID, "runtime.threads=1,2")
+
+
+def test_selecting_a_method_that_the_sweep_lacks_names_those_it_has(write) -> None:
+    with pytest.raises(ConfigError, match="has no run with optimizer=muonmax; it has: adamw, scion"):
+        write(GRID, "optimizer=muonmax")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("grid: []", "the grid is empty"),
+        ("fixed: {train.steps: 1}", "the grid is empty"),
+        ("grid: [{}]", "block without axes"),
+        ("grid: [{optimizer.lr: []}]", "the axis 'optimizer.lr' is empty"),
+        ("grid: [{optimizer.lr: {log10: [0, 1]}}]", "per_decade: n"),
+        ("grid: [{optimizer.lr: {log10: [1, 0], per_decade: 2}}]", "must rise"),
+        ("gird: [{seed: [1]}]", "unknown key 'gird'. Did you mean 'grid'?"),
+        ("grid: [{seed: [1]}]\nseeds: 0", "seeds must be"),
+        ("grid: [{seed: [1]}]\nseeds: [a]", "seeds must be"),
+        ("- 1", "must hold the keys"),
+        ("grid: [", "cannot be read"),
+    ],
+)
+def test_bad_sweep_files_are_refused_with_their_name(write, text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        write(text)
+
+    assert expected in str(caught.value)
+    assert "sweeps/x.yaml" in str(caught.value) or "log grid" in str(caught.value)
+
+
+def test_an_unknown_axis_says_how_many_runs_it_affects(write) -> None:
+    with pytest.raises(ConfigError) as caught:
+        write(
+            """
+grid:
+  - {optimizer: [adamw], optimizer.lr: [0.1, 0.2], optimizer.momentun: [0.1, 0.2]}
+  - {optimizer: [scion], optimizer.lr: [0.3]}
+"""
+        )
+
+    assert "sweeps/x.yaml: 4 of 5 runs cannot be composed" in str(caught.value)
+    assert "4 of 5 runs: There is no key 'optimizer.momentun'." in str(caught.value)
+
+
+def test_an_unknown_sweep_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"no sweep 'dmo'. Did you mean 'demo'\?"):
+        load("dmo")
+
+
+def test_hydra_syntax_makes_an_ad_hoc_sweep() -> None:
+    sweep = ad_hoc(["optimizer=adamw,muonmax_momo", "optimizer.lr=1e-3,1e-2", "seed=range(0,3)"])
+
+    assert len(sweep.runs) == 12
+    assert {run.method for run in sweep.runs} == {"adamw", "muonmax_momo"}
+
+
+def test_glob_selects_options() -> None:
+    sweep = ad_hoc(["optimizer=glob(muonmax*)", "seed=0,1"])
+
+    assert {"muonmax", "muonmax_momo"} <= {run.method for run in sweep.runs}
+
+
+def test_without_a_sweep_or_an_axis_the_demo_is_meant() -> None:
+    assert from_arguments([]).name == "demo"
+    assert from_arguments(["sweeps=demo"]).name == "demo"
+    assert from_arguments(["seed=0"]).name.startswith("demo-")
+    assert from_arguments(["seed=0,1"]).name.startswith("adhoc-")
+
+
+def test_the_same_overrides_give_the_same_name() -> None:
+    assert ad_hoc(["seed=0,1"]).name == ad_hoc(["seed=0,1"]).name != ad_hoc(["seed=0,2"]).name
