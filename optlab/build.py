@@ -1,0 +1,131 @@
+"""From a run's config to its model, data, optimizer and schedule: the only place that does so."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from hydra.utils import get_object, instantiate
+from torch import Tensor, nn
+
+from .config import Run
+from .data.base import Batch, data_folder
+from .errors import ConfigError, nearest
+from .optim.roles import param_groups
+from .train import Parts
+
+_DIRECTIVES = ("_target_", "_partial_", "_recursive_", "_convert_", "defaults")
+
+
+def build(run: Run, device: torch.device) -> Parts:
+    """The parts of a run, its weights and batches decided by its seed alone.
+
+    Raises:
+        ConfigError: a YAML file has a key that its target does not take, or data are missing.
+    """
+    check_arguments(run)
+    data = _part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
+    torch.manual_seed(run.seed)
+    model: nn.Module = _part(run, "model").to(device)  # drawn on the CPU, whatever the device
+    return Parts(model, data, _optimizer(run, model), _part(run, "schedule"), device)
+
+
+def check(run: Run) -> None:
+    """Raise what ``build`` would raise, without weights: the model is made on the meta device."""
+    check_arguments(run)
+    data = _part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
+    inputs, targets = data.train(0)
+    with torch.device("meta"):
+        model: nn.Module = _part(run, "model")
+    _optimizer(run, model)
+    _part(run, "schedule")(0, run.train.steps)
+    try:
+        data.loss(model(inputs.to("meta")), targets.to("meta"))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"model={run.choices['model']} cannot take the inputs of "
+            f"dataset={run.choices['dataset']}, shape {tuple(inputs.shape)}: {error}"
+        ) from error
+
+
+def check_arguments(run: Run) -> None:
+    """Raise for the first key of a YAML file that its ``_target_`` does not take, or lacks."""
+    for group in ("model", "dataset", "optimizer", "schedule"):
+        _check_node(run.config[group], f"conf/{group}/{run.choices[group]}.yaml", group)
+
+
+def _check_node(node: Any, file: str, key: str) -> None:
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            _check_node(item, file, f"{key}.{index}")
+    if not isinstance(node, Mapping):
+        return
+    if "_target_" in node:
+        _check_target(node, file, key)
+    for name, value in node.items():
+        _check_node(value, file, f"{key}.{name}")
+
+
+def _check_target(node: Mapping[str, Any], file: str, key: str) -> None:
+    target = _located(node["_target_"], file, key)
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    given = [name for name in node if name not in _DIRECTIVES]
+    for name in given:
+        if name not in parameters:
+            raise ConfigError(
+                f"{file}: {key} has the key '{name}', which {node['_target_']} does not take."
+                f"{nearest(name, parameters)} It takes: {', '.join(parameters)}."
+            )
+    required = [name for name, p in parameters.items() if p.default is p.empty]
+    missing = [name for name in required if name not in given]
+    if missing and not node.get("_partial_", False):
+        raise ConfigError(f"{file}: {key} lacks the key '{missing[0]}' of {node['_target_']}.")
+
+
+def _located(target: str, file: str, key: str) -> Callable[..., Any]:
+    try:
+        return get_object(target)
+    except Exception as error:  # Hydra raises InstantiationException, imports raise anything
+        raise ConfigError(f"{file}: {key}._target_ '{target}' cannot be found: {error}") from error
+
+
+def _part(run: Run, group: str) -> Any:
+    return instantiate(dict(run.config[group]), _convert_="all")
+
+
+def _optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
+    optimizer = _part(run, "optimizer")(param_groups(model))
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is a GPU where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("runtime.device=cuda, but no GPU is visible: use runtime.device=cpu.")
+    return torch.device(name)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """16 hex digits that tell initial weights apart."""
+    return _digest(*(p.detach() for p in model.parameters()))
+
+
+def batch_fingerprint(batch: Batch) -> str:
+    """16 hex digits that tell batches apart."""
+    return _digest(*batch)
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

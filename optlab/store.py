@@ -1,0 +1,345 @@
+"""The run store: a folder per run, read back as tidy tables.
+
+``runs/<id>/`` holds ``config.yaml`` (resolved, frozen at launch), ``job.json`` (labels),
+``records.jsonl`` (one line per record), ``checkpoint.pt`` (while unfinished), ``log.txt``,
+``meta.json`` (provenance), ``failure.json`` (why it failed, until it is run again) and
+``result.json``, written last: its existence is "done". ``lock`` is held by whoever writes the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from .config import Run
+from .errors import ConfigError
+
+Status = Literal["finished", "diverged", "failed", "preempted", "running", "missing"]
+DONE = ("finished", "diverged")
+
+_RESERVE = 64 * 1024  # bytes kept back in a run's folder, so that a full disk can still be reported
+
+RUN_COLUMNS = (
+    "run",  # id, 12 hex digits
+    "method",  # option of the group optimizer
+    "lr",  # peak learning rate
+    "seed",
+    "model",  # options of the other groups
+    "dataset",
+    "norms",  # '' where a method has none
+    "schedule",
+    "steps",  # planned
+    "outcome",  # Status
+    "cause",  # of a divergence or a failure, else ''
+    "step",  # last recorded
+    "initial_loss",  # validation loss at step 0, nats
+    "final_loss",  # validation loss of the last full evaluation, nats
+    "final_train_loss",  # mean over the steps since the record before, nats
+    "accuracy",  # of the last full evaluation
+    "chance_loss",  # of a constant prediction, nats
+    "at_chance",  # finished, but no better than a constant prediction
+    "diverged_at",  # step
+    "weights_fingerprint",  # of the initial weights
+    "batch_fingerprint",  # of the first batch
+)
+RECORD_COLUMNS = (
+    "run",
+    "step",  # optimizer steps taken
+    "samples",  # samples seen
+    "seconds",  # of training, evaluation excluded
+    "train_loss",  # mean over the steps since the record before, nats; NaN at step 0
+    "val_loss",  # over the whole validation set, nats
+    "lr",  # after the schedule
+    "step_size",  # tau actually taken; lr where the method has no rule
+    "dual_norm",  # of the averaged gradient in the product norm; NaN where the method has none
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one full evaluation of a run saw."""
+
+    step: int
+    samples: int
+    seconds: float  # of training, evaluation excluded
+    train_loss: float
+    val_loss: float
+    lr: float
+    step_size: float
+    dual_norm: float
+    extra: dict[str, float] = field(default_factory=dict)  # e.g. accuracy
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended; holds nothing that differs between two executions of the same run."""
+
+    outcome: Literal["finished", "diverged"]
+    cause: str
+    step: int
+    diverged_at: int | None
+    initial_loss: float
+    final_loss: float
+    final_train_loss: float
+    accuracy: float
+    chance_loss: float
+    at_chance: bool
+    weights_fingerprint: str
+    batch_fingerprint: str
+
+
+class Busy(Exception):
+    """Another process writes this run."""
+
+
+class RunStore:
+    """The runs below the folder ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, run_id: str) -> Path:
+        return self.root / run_id
+
+    def check_writable(self) -> None:
+        """Raise unless runs can be written here."""
+        probe = self.root / f".write-{uuid.uuid4().hex[:8]}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"The run store {self.root} cannot be written ({os.strerror(error.errno or 0)}). "
+                "Choose a folder that can: runtime.runs=/path/to/runs."
+            ) from error
+
+    def freeze(self, run: Run) -> None:
+        """Write the run's config and labels; a queued run never reads the YAML files again."""
+        folder = self.folder(run.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        job = {"id": run.id, "name": run.name, "choices": dict(run.choices)}
+        if self._frozen(run.id) != run:
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(run.config)))
+            write_json(folder / "job.json", job)
+
+    def _frozen(self, run_id: str) -> Run | None:
+        try:
+            return self.load(run_id)
+        except (ConfigError, OSError):
+            return None
+
+    def load(self, run_id: str) -> Run:
+        """The frozen run of a folder.
+
+        Raises:
+            ConfigError: its config is not the one that the folder's name stands for.
+        """
+        folder = self.folder(run_id)
+        try:
+            config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+            choices = json.loads((folder / "job.json").read_text())["choices"]
+            run = Run(config, choices)  # type: ignore[arg-type]
+            if run.id == run_id:
+                return run
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{folder} holds no readable run: {error}") from error
+        raise ConfigError(
+            f"{folder}/config.yaml was changed after the run was launched: it now has the id "
+            f"{run.id}. Delete the folder and launch again."
+        )
+
+    def result(self, run_id: str) -> Result | None:
+        """The result of a run that is done, else None."""
+        try:
+            content = read_json(self.folder(run_id) / "result.json")
+        except FileNotFoundError:
+            return None
+        return Result(**content)
+
+    def is_done(self, run_id: str) -> bool:
+        return (self.folder(run_id) / "result.json").exists()
+
+    def status(self, run_id: str) -> Status:
+        """Where a run stands, read from its files and its lock alone."""
+        result = self.result(run_id)
+        if result is not None:
+            return result.outcome
+        folder = self.folder(run_id)
+        if _is_locked(folder / "lock"):
+            return "running"
+        if (folder / "failure.json").exists():
+            return "failed"
+        return "preempted" if (folder / "records.jsonl").exists() else "missing"
+
+    @contextlib.contextmanager
+    def lease(self, run_id: str) -> Iterator[None]:
+        """The exclusive right to write a run; the system takes it back when the process ends.
+
+        Raises:
+            Busy: another process has it.
+        """
+        path = self.folder(run_id) / "lock"
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+                file.seek(0)
+                raise Busy(f"Run {run_id} is being written by process {file.read()}.") from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def reserve(self, run_id: str) -> None:
+        """Keep some bytes of disk back, for the report that the disk is full."""
+        write_bytes(self.folder(run_id) / "reserve", b"\0" * _RESERVE)
+
+    def append(self, run_id: str, record: Record) -> None:
+        """Add one line to the run's records."""
+        row = asdict(record)
+        row.update(row.pop("extra"))
+        with (self.folder(run_id) / "records.jsonl").open("a") as file:
+            file.write(json.dumps(_encode(row)) + "\n")
+
+    def records(self, run_id: str) -> list[dict[str, Any]]:
+        """The run's records; a last line torn by a kill is left out."""
+        path = self.folder(run_id) / "records.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text().split("\n")
+        return [_decode(json.loads(line)) for line in lines[:-1]]
+
+    def keep_records(self, run_id: str, count: int) -> None:
+        """Drop all records but the first ``count``: the run goes on from before the others."""
+        path = self.folder(run_id) / "records.jsonl"
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        if len(lines) < count:
+            raise ValueError(f"{path} holds {len(lines)} records, and the checkpoint {count}.")
+        write_text(path, "".join(f"{line}\n" for line in lines[:count]))
+
+    def finish(self, run_id: str, result: Result) -> None:
+        """Write the result, last of the run's files and by rename; clear what resuming needs."""
+        folder = self.folder(run_id)
+        write_json(folder / "result.json", asdict(result))
+        for name in ("checkpoint.pt", "failure.json", "reserve"):
+            (folder / name).unlink(missing_ok=True)
+
+    def fail(self, run_id: str, cause: str, detail: str) -> None:
+        """Mark a run as failed; it will be tried again when it is launched again."""
+        folder = self.folder(run_id)
+        (folder / "reserve").unlink(
+            missing_ok=True
+        )  # makes room on a full disk
+        write_json(folder / "failure.json", {"cause": cause, "detail": detail})
+
+    def failure(self, run_id: str) -> dict[str, str] | None:
+        """Cause and detail of a failed run, else None."""
+        try:
+            return read_json(self.folder(run_id) / "failure.json")
+        except FileNotFoundError:
+            return None
+
+    def runs_table(self, runs: Sequence[Run]) -> pd.DataFrame:
+        """One row per run, with the columns ``RUN_COLUMNS``; runs that do not exist are missing."""
+        rows = [self._row(run) for run in runs]
+        return pd.DataFrame(rows, columns=list(RUN_COLUMNS))
+
+    def _row(self, run: Run) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "run": run.id,
+            "method": run.method,
+            "lr": run.lr,
+            "seed": run.seed,
+            "model": run.choices["model"],
+            "dataset": run.choices["dataset"],
+            "norms": run.choices.get("optimizer/norms", ""),
+            "schedule": run.choices["schedule"],
+            "steps": run.train.steps,
+            "outcome": self.status(run.id),
+        }
+        result = self.result(run.id)
+        if result is not None:
+            return {**row, **asdict(result)}
+        row.update({"cause": "", "at_chance": False, "weights_fingerprint": ""})
+        row["batch_fingerprint"] = ""
+        failure = self.failure(run.id)
+        if failure is not None and row["outcome"] == "failed":
+            row["cause"] = failure["cause"]
+        records = self.records(run.id)
+        if records:
+            row.update({"step": records[-1]["step"], "initial_loss": records[0]["val_loss"]})
+        return row
+
+    def records_table(self, runs: Sequence[Run]) -> pd.DataFrame:
+        """One row per record, with the columns ``RECORD_COLUMNS`` and the extra metrics."""
+        rows = [{"run": run.id, **record} for run in runs for record in self.records(run.id)]
+        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(RECORD_COLUMNS))
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return True
+        raise
+    return False
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is either whole or not there: temporary file, sync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, content: str) -> None:
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(_encode(content), indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return _decode(json.loads(path.read_text()))
+
+
+def _encode(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Non-finite numbers as words, since JSON has none."""
+    return {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
+
+
+def _decode(row: Mapping[str, Any]) -> dict[str, Any]:
+    words = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+    return {
+        key: words.get(value, value) if isinstance(value, str) else value
+        for key, value in row.items()
+    }

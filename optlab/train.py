@@ -1,0 +1,165 @@
+"""Training as a generator of records, interruptible at every step boundary."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import TrainConfig
+from .data.base import Batch, Data
+from .schedule import Schedule
+from .store import Record
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run trains, and with what."""
+
+    model: nn.Module
+    data: Data
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    device: torch.device
+
+
+@dataclass
+class Progress:
+    """Where a training stands; all of it is in a checkpoint."""
+
+    step: int = 0  # optimizer steps taken
+    records: int = 0  # yielded so far
+    seconds: float = 0.0  # of training, evaluation excluded
+    loss_sum: float = 0.0  # of the training losses since the last record, nats
+    loss_count: int = 0
+    steps_above: int = 0  # steps in a row with the loss above its initial value
+    initial_loss: float = math.nan  # validation loss at step 0
+    initial_norm: float = math.nan  # global norm of the weights at step 0
+    cause: str = ""  # of the divergence, if the training has diverged
+    finished: bool = False
+
+
+def train(parts: Parts, config: TrainConfig, progress: Progress) -> Iterator[Record | None]:
+    """Train from ``progress`` on; yield at every step boundary.
+
+    What is yielded is a record at step 0, every ``eval_every`` steps and at the end, else None;
+    the caller may save the state there, or stop. A training that diverges ends with the record of
+    that step and ``progress.cause`` set: a loss that is not finite is found before it can step.
+    """
+    if progress.step == 0 and progress.records == 0:
+        progress.initial_norm = _weight_norm(parts.model)
+        record = _record(parts, config, progress)
+        progress.initial_loss = record.val_loss
+        yield record
+    while not progress.finished:
+        _advance(parts, config, progress)
+        last = progress.step == config.steps or bool(progress.cause)
+        record = None
+        if last or progress.step % config.eval_every == 0:
+            record = _record(parts, config, progress)
+            progress.cause = progress.cause or _exploded(parts, config, progress)
+        progress.finished = last or bool(progress.cause)
+        yield record
+
+
+def _advance(parts: Parts, config: TrainConfig, progress: Progress) -> None:
+    """One optimizer step, unless the loss at hand shows that the training has diverged."""
+    started = time.perf_counter()
+    lr_factor = parts.schedule(progress.step, config.steps)
+    for group in parts.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * lr_factor
+    inputs, targets = _to_device(parts.data.train(progress.step), parts.device)
+    parts.model.train()
+    parts.optimizer.zero_grad()
+    loss = parts.data.loss(parts.model(inputs), targets)
+    progress.cause = _diverged(loss.item(), config, progress)
+    if not progress.cause:
+        loss.backward()
+        parts.optimizer.step(lambda: loss)  # type: ignore[arg-type]  # torch types it as float
+        progress.step += 1
+    progress.seconds += time.perf_counter() - started
+
+
+def _diverged(loss: float, config: TrainConfig, progress: Progress) -> str:
+    """Count the loss in; why the training has diverged, else ''."""
+    progress.loss_sum += loss
+    progress.loss_count += 1
+    if not math.isfinite(loss):
+        return "non-finite loss"
+    progress.steps_above = progress.steps_above + 1 if loss > progress.initial_loss else 0
+    if progress.steps_above >= config.diverged_after:
+        return f"loss above its initial value for {config.diverged_after} steps"
+    return ""
+
+
+def _exploded(parts: Parts, config: TrainConfig, progress: Progress) -> str:
+    growth = _weight_norm(parts.model) / progress.initial_norm
+    if growth <= config.max_weight_growth:  # False for NaN
+        return ""
+    return f"weight norm above {config.max_weight_growth:g} times its initial value"
+
+
+def _record(parts: Parts, config: TrainConfig, progress: Progress) -> Record:
+    """A full evaluation; starts a new mean of the training loss."""
+    values = evaluate(parts)
+    group = parts.optimizer.param_groups[0]
+    train_loss = progress.loss_sum / progress.loss_count if progress.loss_count else math.nan
+    progress.loss_sum, progress.loss_count = 0.0, 0
+    progress.records += 1
+    return Record(
+        step=progress.step,
+        samples=progress.step * config.batch_size,
+        seconds=progress.seconds,
+        train_loss=train_loss,
+        val_loss=values.pop("loss"),
+        lr=float(group["lr"]),
+        step_size=float(group.get("step_size", group["lr"])),
+        dual_norm=float(group.get("dual_norm", math.nan)),
+        extra=values,
+    )
+
+
+@torch.no_grad()
+def evaluate(parts: Parts) -> dict[str, float]:
+    """Loss and metrics over the whole validation set, means over its targets."""
+    parts.model.eval()
+    functions = {"loss": parts.data.loss, **parts.data.metrics}
+    sums = dict.fromkeys(functions, 0.0)
+    count = 0
+    for batch in parts.data.val:
+        inputs, targets = _to_device(batch, parts.device)
+        outputs = parts.model(inputs)
+        for name, function in functions.items():
+            sums[name] += function(outputs, targets).item() * targets.numel()
+        count += targets.numel()
+    return {name: total / count for name, total in sums.items()}
+
+
+def _weight_norm(model: nn.Module) -> float:
+    norms: list[Tensor] = torch._foreach_norm([p.detach() for p in model.parameters()])
+    return torch.stack(list(norms)).double().norm().item()
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    inputs, targets = batch
+    return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+
+def random_states() -> dict[str, Any]:
+    """Every generator that training may draw from, as tensors."""
+    states: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Undo what was drawn since ``random_states``."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state_all(states["cuda"])
