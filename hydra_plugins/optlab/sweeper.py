@@ -1,0 +1,51 @@
+"""The sweeper: turns a command line into a sweep, has it launched, and shows what came of it."""
+
+from __future__ import annotations
+
+import sys
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from optlab.errors import ConfigError
+from optlab.store import RunStore
+from optlab.sweep import from_arguments
+
+from .launcher import HereLauncher, LocalLauncher
+
+
+class OptlabSweeper(Sweeper):
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        launcher = self._launcher
+        if not isinstance(launcher, HereLauncher | LocalLauncher):
+            raise ConfigError(
+                f"The launcher {type(launcher).__name__} cannot launch optlab's sweeps: use "
+                "hydra/launcher=local or hydra/launcher=here."
+            )
+        sweep = from_arguments(arguments)
+        store = RunStore(sweep.settings.runtime.runs_folder)
+        report = launcher.launch_sweep(sweep, store)
+        if launcher.dry_run:
+            return
+        from analysis.report import analyse  # half a second of pandas and matplotlib
+
+        folder = sweep.settings.runtime.results_folder / sweep.name
+        text = analyse(
+            store.runs_table(sweep.runs),
+            store.records_table(sweep.runs),
+            name=sweep.name,
+            out=folder,
+            figures=sweep.figures,
+        )
+        print(text)
+        if not report.ok:
+            sys.exit(1)

@@ -1,0 +1,121 @@
+"""The command line of ``launch.py``: one message for bad input, exit codes, the single run.
+
+Exit codes: 0 done (a diverged run included), 1 error, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from ..config import Run, Settings, check_option, compose_run, is_group, parse_override, plain
+from ..errors import ConfigError
+from ..store import RunStore
+from ..sweep import check_sweep
+from .here import train_here
+
+
+@contextlib.contextmanager
+def checked(arguments: Sequence[str]) -> Iterator[None]:
+    """Refuse bad input before Hydra starts; turn what a user can mend into one message, exit 1."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback of its own and exit
+    try:
+        _check(arguments)
+        GlobalHydra.instance().clear()  # the check's; the app makes its own
+        yield
+    except ConfigError as error:
+        sys.exit(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"{error} {error.__cause__ or ''}".strip())
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _check(arguments: Sequence[str]) -> None:
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    overrides = [argument for argument in arguments if "=" in argument and argument not in flags]
+    if {"-m", "--multirun"} & set(flags):
+        for override in overrides:
+            if override.startswith("sweeps="):
+                check_sweep(override.removeprefix("sweeps="))
+            else:
+                _check_options(override)
+        if not {"--cfg", "-c"} & set(flags):
+            sys.argv[1:] = [_as_axis(argument, overrides) for argument in arguments]
+        return
+    named = [override for override in overrides if override.startswith("sweeps=")]
+    if named:
+        raise ConfigError(f"{named[0]} is a set of runs: add -m (python launch.py -m {named[0]}).")
+    for override in overrides:
+        _check_options(override)
+    compose_run([override for override in overrides if not override.startswith("hydra")])
+
+
+def _check_options(text: str) -> None:
+    override = parse_override(text)
+    group = str(override.key_or_group)
+    if not is_group(group):
+        return
+    values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
+    for value in values:
+        check_option(group, str(plain(value)))
+
+
+def _as_axis(argument: str, overrides: Sequence[str]) -> str:
+    """``key=value`` as an axis of one value.
+
+    Hydra applies plain overrides to the default run first, where a key of another method's file
+    does not exist; axes it leaves to the sweeper.
+    """
+    key, _, value = argument.partition("=")
+    if argument not in overrides or key == "sweeps" or key.startswith(("hydra.", "hydra/")):
+        return argument
+    if parse_override(argument).is_sweep_override():
+        return argument
+    return f"{key}=choice({value})"
+
+
+def train_one() -> None:
+    """Train the run that Hydra's command line stands for; exits with its exit code."""
+    run, settings = compose_run(list(HydraConfig.get().overrides.task))
+    store = RunStore(settings.runtime.runs_folder)
+    store.check_writable()
+    _say(f"Run {run.id} ({run.name}) in {store.folder(run.id)}")
+    if store.is_done(run.id):
+        _say("It is done already; delete its folder to train it again.")
+    else:
+        store.freeze(run)
+        _train(run, store, settings)
+    result = store.result(run.id)
+    if result is not None:
+        cause = f" ({result.cause})" if result.cause else ""
+        _say(
+            f"{result.outcome}{cause} at step {result.step}: validation loss "
+            f"{result.final_loss:.4f}, initially {result.initial_loss:.4f}."
+        )
+
+
+def _train(run: Run, store: RunStore, settings: Settings) -> None:
+    status, cause, _ = train_here(run, store, settings, _say)
+    if status == "preempted":
+        _say("Saved; the same command goes on.")
+        raise KeyboardInterrupt
+    if status == "failed":
+        raise ConfigError(
+            f"Run {run.id} is marked failed ({cause}, {store.folder(run.id)}/log.txt). "
+            "Launch again to retry it."
+        )
+    if status == "busy":
+        raise ConfigError(f"{cause} Wait for it, or stop that process.")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

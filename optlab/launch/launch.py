@@ -1,0 +1,82 @@
+"""Making the runs of a sweep exist: what every launcher does before, between and after."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..config import Run
+from ..errors import ConfigError
+from ..store import RunStore
+from ..sweep import Sweep
+from .plan import Plan, describe, make_plan
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Report:
+    """How the attempts of one launch ended."""
+
+    counts: Counter[str] = field(default_factory=Counter)  # outcome -> runs
+    failures: dict[str, str] = field(default_factory=dict)  # name of the run -> cause
+    stopped: str = ""  # why the launch ended before its last run
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures and not self.stopped
+
+
+def prepare(sweep: Sweep, store: RunStore, say: Say, *, dry_run: bool) -> Plan:
+    """Say what is to be done; unless this is a dry run, freeze the runs that will be trained."""
+    plan = make_plan(sweep, store)
+    say(describe(plan))
+    if plan.pending and not dry_run:
+        store.check_writable()
+        for run in plan.pending:
+            store.freeze(run)
+    return plan
+
+
+def representatives(runs: Sequence[Run]) -> list[Run]:
+    """One run of each config that differs in more than seed and learning rate."""
+    kinds: dict[str, Run] = {}
+    for run in runs:
+        optimizer = {**run.config["optimizer"], "lr": None}
+        kind = {**run.config, "seed": None, "optimizer": optimizer}
+        kinds.setdefault(json.dumps(kind, sort_keys=True), run)
+    return list(kinds.values())
+
+
+def refuse(problems: Mapping[str, str], pending: Sequence[Run]) -> None:
+    """Raise if any representative cannot be built, each message once, with the methods it hits."""
+    if not problems:
+        return
+    methods: dict[str, set[str]] = {}
+    by_id = {run.id: run.method for run in pending}
+    for run_id, message in problems.items():
+        methods.setdefault(message, set()).add(by_id[run_id])
+    if len(methods) == 1:
+        raise ConfigError(next(iter(methods)))
+    lines = [f"  {', '.join(sorted(names))}: {text}" for text, names in methods.items()]
+    raise ConfigError("Nothing was started:\n" + "\n".join(lines))
+
+
+def conclude(report: Report, store: RunStore, say: Say) -> None:
+    """Say how the launch ended, failures by cause with a place to look."""
+    words = ", ".join(f"{count} {status}" for status, count in sorted(report.counts.items()))
+    say(f"Ended: {words or 'nothing'}.")
+    causes: dict[str, list[str]] = {}
+    for name, cause in report.failures.items():
+        causes.setdefault(cause, []).append(name)
+    for cause, names in causes.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        say(f"Failed: {', '.join(names[:3])}{more}: {cause}")
+    if causes:
+        say(f"Logs are in {store.root}/<id>/log.txt. Launch again to retry what failed.")
+    if report.counts["busy"]:
+        say(f"{report.counts['busy']} runs are being trained by another process; left alone.")
+    if report.stopped:
+        say(report.stopped)

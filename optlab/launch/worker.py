@@ -1,0 +1,103 @@
+"""A worker process of the local pool: imports torch once, then trains the runs it is sent."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from ..config import Settings
+from ..errors import ConfigError
+from ..store import Record, RunStore
+
+
+@dataclass(frozen=True)
+class Check:
+    """Ask a worker whether these runs can be built."""
+
+    run_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Ask a worker to train a run."""
+
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What stands against the runs of a ``Check``: id to message, empty if nothing does."""
+
+    problems: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run has reached a step."""
+
+    run_id: str
+    step: int
+    val_loss: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An attempt at a run is over."""
+
+    run_id: str
+    status: str
+    cause: str
+    disk_full: bool
+
+
+def work(connection: Connection, store_root: Path, settings: Settings, device_index: int) -> None:
+    """Serve requests until the connection closes or SIGTERM arrives between two runs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the pool decides
+    os.environ["OMP_NUM_THREADS"] = str(settings.runtime.threads)
+    from ..run import StopFlag, run_one  # imports torch, with the number of threads set
+
+    _choose_gpu(device_index)
+    stop = StopFlag()
+    stop.listen(signal.SIGTERM)
+    store = RunStore(store_root)
+    while not stop.is_set:
+        try:
+            request = connection.recv()
+        except EOFError:  # the pool is gone
+            return
+        if isinstance(request, Check):
+            connection.send(Checked(_problems(request, store)))
+            continue
+        run_id = request.run_id
+
+        def report(record: Record, run_id: str = run_id) -> None:
+            try:
+                connection.send(Step(run_id, record.step, record.val_loss))
+            except BrokenPipeError:  # the pool was killed: save and stop, nobody is waiting
+                stop.is_set = True
+
+        outcome = run_one(run_id, store, settings, stop=stop, report=report)
+        connection.send(Ended(run_id, outcome.status, outcome.cause, outcome.disk_full))
+
+
+def _problems(request: Check, store: RunStore) -> dict[str, str]:
+    from ..build import check
+
+    problems = {}
+    for run_id in request.run_ids:
+        try:
+            check(store.load(run_id))
+        except ConfigError as error:
+            problems[run_id] = str(error)
+    return problems
+
+
+def _choose_gpu(index: int) -> None:
+    """Spread the workers over the GPUs of this machine."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(index % torch.cuda.device_count())
