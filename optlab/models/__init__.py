@@ -1,0 +1,1 @@
+"""Models, built by the YAML files of ``conf/model``."""
