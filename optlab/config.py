@@ -252,7 +252,7 @@ def parse_override(text: str) -> Override:
         ConfigError: the text is no override, or it starts with ``+``, ``++`` or ``~``.
     """
     try:
-        override = OverridesParser.create(config_loader=config_loader()).parse_override(text)
+        (override,) = OverridesParser.create(config_loader=config_loader()).parse_overrides([text])
     except HydraException as error:
         raise ConfigError(f"'{text}' is not an override such as optimizer.lr=0.1: {error}") from (
             error

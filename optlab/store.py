@@ -14,14 +14,16 @@ import fcntl
 import json
 import math
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import pandas as pd
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from .config import Run
 from .errors import ConfigError
@@ -29,6 +31,7 @@ from .errors import ConfigError
 Status = Literal["finished", "diverged", "failed", "preempted", "running", "missing"]
 DONE = ("finished", "diverged")
 
+_LEASE_TRIES = 10
 _RESERVE = 64 * 1024  # bytes kept back in a run's folder, so that a full disk can still be reported
 
 RUN_COLUMNS = (
@@ -154,7 +157,7 @@ class RunStore:
             run = Run(config, choices)  # type: ignore[arg-type]
             if run.id == run_id:
                 return run
-        except (ValueError, KeyError, TypeError) as error:
+        except (YAMLError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{folder} holds no readable run: {error}") from error
         raise ConfigError(
             f"{folder}/config.yaml was changed after the run was launched: it now has the id "
@@ -191,15 +194,14 @@ class RunStore:
         Raises:
             Busy: another process has it.
         """
-        path = self.folder(run_id) / "lock"
-        with path.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
+        with (self.folder(run_id) / "lock").open("a+") as file:
+            for _ in range(_LEASE_TRIES):
+                if _lock(file):
+                    break
+                time.sleep(0.02)  # held for good, or for a moment by somebody's look at the status
+            else:
                 file.seek(0)
-                raise Busy(f"Run {run_id} is being written by process {file.read()}.") from None
+                raise Busy(f"Run {run_id} is being written by process {file.read()}.")
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -294,14 +296,20 @@ class RunStore:
 def _is_locked(path: Path) -> bool:
     try:
         with path.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return not _lock(file)
     except FileNotFoundError:
         return False
+
+
+def _lock(file: IO[str]) -> bool:
+    """Take the lock of an open file, unless another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
-            return True
+            return False
         raise
-    return False
+    return True
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from .config import (
     OUTSIDE_ID,
@@ -118,7 +119,7 @@ def _declared(path: Path) -> _Declared:
     where = f"sweeps/{path.relative_to(ROOT / 'sweeps')}"
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, ValueError, OSError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError) as error:
         raise ConfigError(f"{where} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{where} must hold the keys {', '.join(_KEYS)}.")

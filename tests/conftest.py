@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: run stores in temporary folders, the command line, data, SLURM."""
+"""Fixtures of the whole suite: run stores in temporary folders, the command line, a clone."""
 
 from __future__ import annotations
 
@@ -10,20 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import CODE, environment
 
-from optlab.config import ROOT, Run, Settings, compose_run
+from optlab.config import ROOT
 from optlab.store import RunStore
-
-# A run small enough to train in a fraction of a second.
-TINY = (
-    "model.width=8",
-    "model.depth=1",
-    "train.steps=6",
-    "train.batch_size=16",
-    "train.eval_every=2",
-    "tracking.mode=off",
-)
-CODE = ("optlab", "analysis", "hydra_plugins", "conf", "sweeps", "launch.py")
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -39,11 +29,6 @@ def _quiet_environment() -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> RunStore:
     return RunStore(tmp_path / "runs")
-
-
-def tiny(*overrides: str) -> tuple[Run, Settings]:
-    """A tiny run of the default config, changed by ``overrides``."""
-    return compose_run([*TINY, *overrides])
 
 
 @pytest.fixture
@@ -62,11 +47,6 @@ def command(tmp_path: Path) -> Command:
         )
 
     return call  # type: ignore[return-value]
-
-
-def environment(root: Path = ROOT) -> dict[str, str]:
-    """The environment of a child process that imports optlab from ``root``."""
-    return {**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture

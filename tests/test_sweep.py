@@ -71,7 +71,9 @@ seeds: 2
 
 
 def test_a_point_of_a_sweep_is_the_run_of_the_same_command_line(write) -> None:
-    sweep = write("grid: [{optimizer: [scion], optimizer.lr: [0.1], model.width: [16]}]\nseeds: [5]")
+    sweep = write(
+        "grid: [{optimizer: [scion], optimizer.lr: [0.1], model.width: [16]}]\nseeds: [5]"
+    )
     alone, _ = compose_run(["optimizer=scion", "optimizer.lr=0.1", "model.width=16", "seed=5"])
 
     assert [run.id for run in sweep.runs] == [alone.id]
@@ -119,7 +121,9 @@ def test_settings_are_no_axis_and_leave_the_sweep_its_name(write) -> None:
 
 
 def test_selecting_a_method_that_the_sweep_lacks_names_those_it_has(write) -> None:
-    with pytest.raises(ConfigError, match="has no run with optimizer=muonmax; it has: adamw, scion"):
+    with pytest.raises(
+        ConfigError, match="has no run with optimizer=muonmax; it has: adamw, scion"
+    ):
         write(GRID, "optimizer=muonmax")
 
 

@@ -1,0 +1,29 @@
+"""What several test files need: a tiny run, the environment of child processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from optlab.config import ROOT, Run, Settings, compose_run
+
+# A run small enough to train in a fraction of a second.
+TINY = (
+    "model.width=8",
+    "model.depth=1",
+    "train.steps=6",
+    "train.batch_size=16",
+    "train.eval_every=2",
+    "tracking.mode=off",
+)
+CODE = ("optlab", "analysis", "hydra_plugins", "conf", "sweeps", "launch.py")
+
+
+def tiny(*overrides: str) -> tuple[Run, Settings]:
+    """A tiny run of the default config, changed by ``overrides``."""
+    return compose_run([*TINY, *overrides])
+
+
+def environment(root: Path = ROOT) -> dict[str, str]:
+    """The environment of a child process that imports optlab from ``root``."""
+    return {**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}

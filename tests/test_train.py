@@ -1,0 +1,166 @@
+"""The training loop: what it records, when it stops, what a checkpoint must hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from support import tiny
+from torch import Tensor, nn
+
+from optlab.build import build
+from optlab.config import TrainConfig
+from optlab.data.base import Batch, Data
+from optlab.schedule import Constant, ConstantLinear
+from optlab.store import Record
+from optlab.train import Parts, Progress, evaluate, train
+
+CONFIG = TrainConfig(
+    steps=10, batch_size=4, eval_every=4, diverged_after=100, max_weight_growth=1e4
+)
+
+
+def quadratic(lr: float, loss: Callable[[Tensor, Tensor], Tensor] | None = None) -> Parts:
+    """Minimize w² from w = 1 by gradient descent: w shrinks by (1 - 2 lr) a step."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+
+    def batch(step: int) -> Batch:
+        del step
+        return torch.ones(4, 1), torch.zeros(4, 1)
+
+    def square(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().mean()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    data = Data(batch, [batch(0)], loss or square, {}, chance_loss=1.0)
+    return Parts(model, data, optimizer, Constant(), torch.device("cpu"))
+
+
+def run(parts: Parts, config: TrainConfig = CONFIG) -> tuple[list[Record], Progress]:
+    progress = Progress()
+    records = [record for record in train(parts, config, progress) if record is not None]
+    return records, progress
+
+
+def test_records_stand_at_the_start_every_so_often_and_at_the_end() -> None:
+    records, progress = run(quadratic(0.1))
+
+    assert [record.step for record in records] == [0, 4, 8, 10]
+    assert [record.samples for record in records] == [0, 16, 32, 40]
+    assert progress.finished and not progress.cause
+
+
+def test_losses_are_those_of_gradient_descent() -> None:
+    records, _ = run(quadratic(0.1))
+    w = [0.8**step for step in range(11)]
+
+    assert [record.val_loss for record in records] == pytest.approx(
+        [w[step] ** 2 for step in (0, 4, 8, 10)], rel=1e-5
+    )
+    assert math.isnan(records[0].train_loss)
+    assert [record.train_loss for record in records[1:]] == pytest.approx(
+        [sum(v**2 for v in w[a:b]) / (b - a) for a, b in ((0, 4), (4, 8), (8, 10))], rel=1e-5
+    )
+
+
+def test_every_step_boundary_is_yielded() -> None:
+    assert len(list(train(quadratic(0.1), CONFIG, Progress()))) == 11
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_can_step() -> None:
+    calls = 0
+
+    def explodes(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        loss = (outputs - targets).square().mean()
+        return loss * math.nan if calls == 5 else loss  # one call is the evaluation at step 0
+
+    parts = quadratic(0.1, explodes)
+    records, progress = run(parts)
+
+    assert progress.cause == "non-finite loss" and progress.step == 3
+    assert records[-1].step == 3 and math.isnan(records[-1].train_loss)
+    assert parts.model.weight.item() == pytest.approx(0.8**3)  # type: ignore[union-attr]
+
+
+def test_a_loss_above_its_initial_value_for_long_ends_the_run() -> None:
+    """At lr 1.05, w doubles back with |1 - 2.1| = 1.1 a step."""
+    _, progress = run(quadratic(1.05), replace(CONFIG, steps=100, diverged_after=5))
+
+    assert progress.cause == "loss above its initial value for 5 steps"
+    assert progress.step == 5  # the loss of step 0 is the initial value itself
+
+
+def test_a_spike_that_comes_back_is_no_divergence() -> None:
+    """Five steps above the initial loss, then one below, over and over."""
+    calls = 0
+
+    def spiky(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        loss = (outputs - targets).square().mean()
+        return loss * 0 + (0.5 if calls % 6 == 0 else 2.0 if calls > 1 else 1.0)
+
+    _, progress = run(
+        quadratic(0.1, spiky), replace(CONFIG, steps=60, eval_every=1000, diverged_after=6)
+    )
+
+    assert not progress.cause and progress.step == 60
+
+
+def test_exploding_weights_end_the_run() -> None:
+    _, progress = run(quadratic(3.0), replace(CONFIG, steps=100, max_weight_growth=100.0))
+
+    assert progress.cause == "weight norm above 100 times its initial value"
+    assert progress.step == 4  # 5⁴ = 625, and the norm is looked at with every record
+
+
+def test_the_evaluation_weighs_batches_by_their_size() -> None:
+    parts = quadratic(0.1)
+    val = [(torch.ones(3, 1), torch.zeros(3, 1)), (2 * torch.ones(1, 1), torch.zeros(1, 1))]
+    parts = replace(parts, data=replace(parts.data, val=val))
+
+    assert evaluate(parts)["loss"] == pytest.approx((3 * 1 + 1 * 4) / 4)
+
+
+def test_the_schedule_scales_the_learning_rate() -> None:
+    run_, _ = tiny("optimizer=adamw", "optimizer.lr=0.5", "train.steps=10", "train.eval_every=1")
+    records, _ = run_tiny(run_)
+
+    factors = [ConstantLinear(0.4, 0.1)(step, 10) for step in range(10)]
+
+    assert len(set(factors)) > 3
+    assert [record.lr for record in records[1:]] == [0.5 * factor for factor in factors]
+
+
+def run_tiny(run_: object) -> tuple[list[Record], Progress]:
+    parts = build(run_, torch.device("cpu"))  # type: ignore[arg-type]
+    return run(parts, run_.train)  # type: ignore[attr-defined]
+
+
+def test_what_the_optimizer_reports_is_recorded() -> None:
+    records, _ = run_tiny(tiny("optimizer=muonmax_momo", "optimizer.lr=100.0")[0])
+
+    assert all(0 <= record.step_size < 100 for record in records[1:])
+    assert all(record.dual_norm > 0 for record in records[1:])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muonmax_momo"])
+def test_the_same_seed_gives_every_method_the_same_start(optimizer: str) -> None:
+    """Whatever was trained in the process before."""
+    torch.rand(7)
+    first, _ = run_tiny(tiny(f"optimizer={optimizer}")[0])
+    run_tiny(tiny("optimizer=scion", "seed=9")[0])
+    again, _ = run_tiny(tiny(f"optimizer={optimizer}")[0])
+    other, _ = run_tiny(tiny("optimizer=scion")[0])
+
+    assert [r.val_loss for r in first] == [r.val_loss for r in again]
+    assert first[0].val_loss == other[0].val_loss
+    assert first[1].val_loss != other[1].val_loss
