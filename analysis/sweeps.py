@@ -1,0 +1,47 @@
+"""A sweep of the run store, analysed as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from optlab.store import RunStore
+from optlab.sweep import Sweep
+
+from .curves import varies_within
+from .report import analyse
+
+# what the table of runs says by itself, or what a curve runs over
+IN_TABLE = frozenset(
+    {"optimizer", "optimizer.lr", "seed", "train.steps"}
+    | {"model", "dataset", "optimizer/norms", "schedule"}
+)
+
+
+def analyse_sweep(sweep: Sweep, out: Path | None = None) -> str:
+    """Read the sweep's runs, write its figures and tables into ``out``, return what to print.
+
+    ``out``: by default the folder of the sweep's name among its results. Raises ConfigError as
+    ``analyse`` does.
+    """
+    runtime = sweep.settings.runtime
+    store = RunStore(runtime.runs_folder)
+    return analyse(
+        store.runs_table(sweep.runs).assign(setting=settings(sweep)),
+        store.records_table(sweep.runs),
+        name=sweep.name,
+        out=runtime.results_folder / sweep.name if out is None else out,
+        figures=sweep.figures,
+        command=sweep.command,
+    )
+
+
+def settings(sweep: Sweep) -> Sequence[str]:
+    """For each run, its values of those axes that vary within its method: 'model.width=64'."""
+    methods = [run.method for run in sweep.runs]
+    words = [""] * len(methods)
+    for key in sorted({key for point in sweep.points for key in point} - IN_TABLE):
+        values = [str(point.get(key, "")) for point in sweep.points]
+        cells = zip(words, varies_within(methods, values), values, strict=True)
+        words = [f"{word} {key}={value}".strip() if vary else word for word, vary, value in cells]
+    return words

@@ -1,0 +1,176 @@
+"""The robustness table: numbers for machines (CSV), words for people (text, Markdown, LaTeX)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from .curves import Curve
+from .robustness import Width, best, lr_sensitivity, usable_width
+
+WIDTH_Q = 0.05  # share of the loss drop that a usable learning rate may lose
+TEX = {
+    "%": r"\%",
+    "_": r"\_",
+    "&": r"\&",
+    "#": r"\#",
+    "~": r"$\sim$",
+    "±": r"$\pm$",
+    ">=": r"$\geq$",
+}
+
+
+def robustness(curves: Sequence[Curve]) -> pd.DataFrame:
+    """One row per curve, in full precision; learning rates as such, losses in nats.
+
+    ``width`` is in decades; ``left`` and ``right`` are the ends of the usable interval, ``*_bound``
+    what stopped it there (see ``analysis.robustness.usable_width``): where 'edge' or 'hole', the
+    width is a lower bound and ``width_censored`` is true. NaN: undefined.
+    """
+    return pd.DataFrame([_row(curve) for curve in curves])
+
+
+def _row(curve: Curve) -> dict[str, object]:
+    optimum, width = best(curve), usable_width(curve, WIDTH_Q)
+    nan = math.nan
+    return {
+        "method": curve.method,
+        "label": curve.label,
+        "setting": curve.setting,
+        "best_lr": optimum.lr if optimum else nan,
+        "best_loss": optimum.loss if optimum else nan,
+        "best_loss_std": optimum.std if optimum else nan,
+        "best_seeds": optimum.seeds if optimum else 0,
+        "best_where": optimum.where if optimum else "",
+        "initial_loss": curve.ceiling,
+        "width_q": WIDTH_Q,
+        "width": width.decades if width else nan,
+        "width_censored": width.censored if width else False,
+        "left": width.left.lr if width else nan,
+        "left_bound": width.left.bound if width else "",
+        "right": width.right.lr if width else nan,
+        "right_bound": width.right.bound if width else "",
+        "lr_sensitivity": lr_sensitivity(curve),
+        "grid_first": float(curve.lr[0]),
+        "grid_last": float(curve.lr[-1]),
+        "grid_points": len(curve.lr),
+        "grid_points_done": int((curve.n > 0).sum()),
+        "runs": int(curve.planned.sum()),
+        "done": int(curve.n.sum()),
+        "diverged": int(curve.diverged.sum()),
+        "at_chance": int(curve.at_chance.sum()),
+    }
+
+
+def display(curves: Sequence[Curve]) -> pd.DataFrame:
+    """The same table as short strings, '-' where a number does not exist."""
+    table = robustness(curves)
+    decimals = _decimals(table["best_loss"]) if len(table) else 3
+    rows = [_words(curve, row, decimals) for curve, row in zip(curves, _rows(table), strict=True)]
+    return pd.DataFrame(rows)
+
+
+def lr_text(lr: float) -> str:
+    """A learning rate with up to 4 significant digits: 0.03162."""
+    return f"{lr:.4g}"
+
+
+def width_text(width: Width | None) -> str:
+    """'0.44', or '>= 2.72 (right)' where the grid's edge cuts it, '(hole)' where a hole does."""
+    if width is None:
+        return "-"
+    if not width.censored:
+        return f"{width.decades:.2f}"
+    sides = {"left": width.left.bound, "right": width.right.bound}
+    edges = [name for name, bound in sides.items() if bound == "edge"]
+    where = ["both"] if len(edges) == 2 else edges
+    holes = ["hole"] if "hole" in sides.values() else []
+    return f">= {width.decades:.2f} ({', '.join(holes + where)})"
+
+
+def text(curves: Sequence[Curve]) -> str:
+    """The table in aligned columns, without trailing blanks."""
+    table = display(curves)
+    cells = [list(table.columns), *table.to_numpy().tolist()]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def markdown(curves: Sequence[Curve]) -> str:
+    table = display(curves)
+    cells = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
+def latex(curves: Sequence[Curve]) -> str:
+    """A booktabs tabular, to be put into a table environment."""
+    table = display(curves)
+    header, *body = [list(table.columns), *table.to_numpy().tolist()]
+    lines = [
+        rf"\begin{{tabular}}{{{'l' * len(header)}}}",
+        r"\toprule",
+        _tex_row(header),
+        r"\midrule",
+        *map(_tex_row, body),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _words(curve: Curve, row: dict, decimals: int) -> dict[str, str]:
+    return {
+        "method": row["label"],
+        "best lr": _best_lr(row),
+        "loss there (seeds)": _loss(row, decimals),
+        "usable width": width_text(usable_width(curve, WIDTH_Q)),
+        "diverged": f"{row['diverged']}/{row['done']}",
+        "at chance": str(row["at_chance"]),
+        "LR sens.": _sensitivity(row),
+    }
+
+
+def _best_lr(row: dict) -> str:
+    if not row["best_where"]:
+        return "-"
+    edge = row["best_where"] in ("left", "right", "both")
+    return lr_text(row["best_lr"]) + ("*" if edge else "")
+
+
+def _loss(row: dict, decimals: int) -> str:
+    if not row["best_where"]:
+        return "-"
+    std = row["best_loss_std"]
+    spread = "-" if math.isnan(std) else f"{std:.{decimals}f}"
+    return f"{row['best_loss']:.{decimals}f} ± {spread} ({row['best_seeds']})"
+
+
+def _sensitivity(row: dict) -> str:
+    if math.isnan(row["lr_sensitivity"]):
+        return "-"
+    whole = row["grid_points_done"] == row["grid_points"]
+    return f"{'' if whole else '~'}{row['lr_sensitivity']:.3f}"
+
+
+def _decimals(losses: pd.Series) -> int:
+    """As many as show three significant digits of the smallest loss; between 3 and 8."""
+    positive = [loss for loss in losses if loss > 0]
+    return min(8, max(3, 2 - math.floor(math.log10(min(positive))))) if positive else 3
+
+
+def _rows(table: pd.DataFrame) -> list[dict]:
+    return table.to_dict("records")
+
+
+def _tex_row(cells: Sequence[str]) -> str:
+    line = " & ".join(_tex(cell) for cell in cells)
+    return line + r" \\"
+
+
+def _tex(cell: str) -> str:
+    for plain, tex in TEX.items():
+        cell = cell.replace(plain, tex)
+    return cell

@@ -1,0 +1,149 @@
+"""``python -m analysis``: from a real store, without the libraries that only training needs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from analysis import sweeps
+from analysis.__main__ import main
+from optlab.store import Record, Result, RunStore
+from optlab.sweep import Sweep, ad_hoc
+
+NEVER = {"torch", "wandb", "sklearn", "submitit", "matplotlib.pyplot"}
+
+
+def sweep_of(tmp_path: Path, *overrides: str) -> Sweep:
+    """A sweep of AdamW, four runs and more by the overrides, in a store of its own."""
+    return ad_hoc(
+        [
+            *("optimizer=adamw", "optimizer.lr=0.001,0.01", "seed=0,1"),
+            *(f"runtime.runs={tmp_path}/runs", f"runtime.results={tmp_path}/results"),
+            *overrides,
+        ]
+    )
+
+
+def finish(store: RunStore, sweep: Sweep, losses: list[float]) -> None:
+    """Give the first runs of the sweep a result, as training does."""
+    for run, loss in zip(sweep.runs, losses, strict=False):
+        store.freeze(run)
+        for step, value in ((0, 2.3), (100, loss)):
+            store.append(run.id, Record(step, step, 0.0, value, value, run.lr, run.lr, 1.0))
+        shared = {"cause": "", "step": 100, "diverged_at": None, "initial_loss": 2.3}
+        prints = {"weights_fingerprint": "w", "batch_fingerprint": "b"}
+        store.finish(
+            run.id,
+            Result(
+                outcome="finished",
+                final_loss=loss,
+                final_train_loss=loss,
+                accuracy=0.9,
+                chance_loss=2.3,
+                at_chance=False,
+                **shared,
+                **prints,
+            ),
+        )
+
+
+def test_a_sweep_of_the_store_is_analysed_into_its_results_folder(tmp_path):
+    sweep = sweep_of(tmp_path)
+    finish(RunStore(tmp_path / "runs"), sweep, [0.5, 0.3, 0.5, 0.3])
+    text = sweeps.analyse_sweep(sweep)
+
+    assert "4 of 4 runs done (0 of them diverged)" in text
+    assert text.endswith(f"{tmp_path}/results/{sweep.name}/lr_sensitivity.png")
+    assert Path(text.split("\n")[-1]).exists()
+
+
+def test_a_sweep_that_is_half_done_names_its_own_command(tmp_path):
+    sweep = sweep_of(tmp_path)
+    finish(RunStore(tmp_path / "runs"), sweep, [0.5, 0.3, 0.5])
+    text = sweeps.analyse_sweep(sweep, tmp_path / "here")
+
+    assert "3 of 4 runs done" in text
+    assert f"python launch.py -m {sweep.command}" in text
+    assert text.endswith(f"{tmp_path}/here/lr_sensitivity.png")
+
+
+def test_an_axis_that_the_table_of_runs_does_not_show_separates_curves(tmp_path):
+    sweep = sweep_of(tmp_path, "model.width=8,16")
+    finish(RunStore(tmp_path / "runs"), sweep, [0.5] * len(sweep.runs))
+
+    assert set(sweeps.settings(sweep)) == {"model.width=8", "model.width=16"}
+    assert "AdamW (model.width=8)" in sweeps.analyse_sweep(sweep)
+
+
+def test_an_axis_with_one_value_per_method_is_no_setting(tmp_path):
+    assert set(sweeps.settings(sweep_of(tmp_path, "model.width=8"))) == {""}
+
+
+def test_the_command_prints_the_analysis_and_ends_with_0(tmp_path, monkeypatch, capsys):
+    sweep = sweep_of(tmp_path)
+    finish(RunStore(tmp_path / "runs"), sweep, [0.5, 0.3])
+    asked = []
+    monkeypatch.setattr("optlab.sweep.load", lambda *words: asked.append(words) or sweep)
+    out = tmp_path / "x"
+
+    assert main(["demo", "--out", str(out), "seed=0,1", "model.width=8"]) == 0
+    assert asked == [("demo", ["seed=0,1", "model.width=8"])]
+    assert capsys.readouterr().out.endswith(f"{out}/lr_sensitivity.png\n")
+
+
+def test_an_unknown_sweep_is_one_message_and_exit_code_1(capsys):
+    assert main(["demoo"]) == 1
+
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "There is no sweep 'demoo'. Did you mean 'demo'?" in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_no_sweep_is_answered_with_the_list_of_them(capsys):
+    assert main([]) == 1
+    assert re.search(r"sweeps/ has: .*demo", capsys.readouterr().err)
+
+
+def test_an_unknown_option_is_one_message_and_exit_code_1(capsys):
+    assert main(["demo", "--ouy", "x"]) == 1
+    assert "unrecognized arguments: --ouy" in capsys.readouterr().err
+
+
+def test_help_ends_with_0(capsys):
+    assert main(["--help"]) == 0
+    assert "SWEEP" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_analysis_never_imports_what_only_training_needs(tmp_path, command):
+    """From the command's own words, over a real store, to the files."""
+    sweep = sweep_of(tmp_path)
+    finish(RunStore(tmp_path / "runs"), sweep, [0.5, 0.3, 0.5])
+    overrides = [word for word in sweep.command.split() if "=" in word]
+    code = (
+        "import sys\n"
+        "from analysis.sweeps import analyse_sweep\n"
+        "from analysis import __main__, figures\n"
+        "from optlab.sweep import ad_hoc\n"
+        "[figures.find(name) for name in figures.names()]\n"
+        f"print(analyse_sweep(ad_hoc({overrides!r})))\n"
+        f"print(sorted({NEVER!r} & set(sys.modules)))\n"
+    )
+    done = command("-c", code)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("lr_sensitivity.png\n[]\n")
+
+
+def test_help_is_there_before_anything_heavy_is_imported(command):
+    done = command("-X", "importtime", "-m", "analysis", "--help")
+
+    assert done.returncode == 0, done.stderr
+    assert "usage: python -m analysis" in done.stdout
+    assert "pandas" not in done.stderr
+    assert "matplotlib" not in done.stderr
+    assert sys.modules["pandas"]

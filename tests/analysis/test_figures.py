@@ -1,0 +1,222 @@
+"""Figures: found by their file, drawn from any state of a sweep, with a table of what they show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from analysis import figures
+from analysis.curves import Study, curves
+from analysis.figures import loss_curves, lr_sensitivity
+from analysis.style import style
+from optlab.errors import ConfigError
+
+STATES = {
+    "complete": {0.1: [0.5, 0.6], 1.0: [0.2, 0.3], 10.0: [0.9, 0.8]},
+    "cliff": {0.1: [0.5, 0.6], 1.0: [0.2, "diverged"], 10.0: ["diverged", "diverged"]},
+    "holes": {0.1: [0.5, "missing"], 1.0: ["running", "failed"], 10.0: [0.9, 0.8]},
+    "all diverged": {0.1: ["diverged", "diverged"], 1.0: ["diverged", "diverged"]},
+    "one learning rate": {0.1: [0.5, 0.6]},
+    "one run": {0.1: [0.5]},
+    "nothing learned": {0.1: [2.0, 2.0], 1.0: [3.0, 2.0]},
+    "two decades of loss": {0.1: [2e-3, 1e-3], 1.0: [1.5, 1.0]},
+    "seven decades of loss": {0.1: [1e-8, 1e-7], 1.0: [1.5, 1.0]},
+    "zero loss": {0.1: [0.0, 0.0], 1.0: [1.5, 1.0]},
+}
+
+
+def study(runs: pd.DataFrame, records: pd.DataFrame | None = None) -> Study:
+    if records is None:
+        records = pd.DataFrame(columns=["run", "step", "val_loss"])
+    return Study("demo", runs, records, curves(runs))
+
+
+def records_of(runs: pd.DataFrame, losses: list[list[float]]) -> pd.DataFrame:
+    """Validation losses at steps 0, 10, 20 ... of each run."""
+    return pd.DataFrame(
+        [
+            {"run": run, "step": 10 * k, "val_loss": loss}
+            for run, row in zip(runs["run"], losses, strict=True)
+            for k, loss in enumerate(row)
+        ]
+    )
+
+
+def drawn(figure: Figure, method: str) -> dict[float, float]:
+    """Every point of a method that has a marker, learning rate -> loss."""
+    look, (axes,) = style(method), figure.axes
+    return {
+        float(x): float(y)
+        for line in axes.lines
+        if line.get_marker() == look.marker and to_hex(line.get_color()) == look.colour.lower()
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    }
+
+
+def crosses(figure: Figure) -> dict[float, float]:
+    """Every divergence mark, learning rate -> stroke width."""
+    (axes,) = figure.axes
+    return {
+        float(line.get_xdata()[0]): line.get_markeredgewidth()
+        for line in axes.lines
+        if line.get_marker() == "x"
+    }
+
+
+class TestFind:
+    def test_every_file_is_a_figure(self):
+        assert {"lr_sensitivity", "loss_curves"} <= set(figures.names())
+        assert figures.find("loss_curves") is loss_curves.draw
+
+    def test_an_unknown_name_is_refused_with_the_nearest(self):
+        with pytest.raises(ConfigError, match=r"'lr_sensitivty'. Did you mean 'lr_sensitivity'\?"):
+            figures.find("lr_sensitivty")
+
+
+@pytest.mark.parametrize("name", figures.names())
+@pytest.mark.parametrize("state", STATES)
+def test_every_figure_draws_every_state_of_a_sweep(table, name, state, tmp_path):
+    runs = table({"adamw": STATES[state], "my_own": STATES[state]})
+    figure, points = figures.find(name)(study(runs))
+    figure.savefig(tmp_path / "figure.png", dpi=20)
+
+    assert isinstance(points, pd.DataFrame)
+    assert figure.axes[0].get_xlabel()
+    assert "(nats)" in figure.axes[0].get_ylabel()
+    assert "demo" in figure.axes[0].get_title()
+
+
+class TestLrSensitivity:
+    def test_the_table_holds_exactly_what_is_drawn(self, table):
+        figure, points = lr_sensitivity.draw(study(table({"adamw": STATES["complete"]})))
+
+        assert drawn(figure, "adamw") == pytest.approx(
+            dict(zip(points["lr"], points["mean"], strict=True))
+        )
+        np.testing.assert_allclose(points["mean"], [0.55, 0.25, 0.85])
+        np.testing.assert_allclose(points["low"], [0.5, 0.2, 0.8])
+        np.testing.assert_allclose(points["high"], [0.6, 0.3, 0.9])
+        assert list(points["best"]) == [False, True, False]
+
+    def test_divergence_is_marked_at_the_ceiling_and_never_dropped(self, table):
+        figure, points = lr_sensitivity.draw(study(table({"adamw": STATES["cliff"]})))
+        marks = crosses(figure)
+
+        assert marks == {1.0: lr_sensitivity.SOME, 10.0: lr_sensitivity.EVERY}
+        assert list(points["seeds_diverged"]) == [0, 1, 2]
+        np.testing.assert_allclose(points["mean"], [0.55, 1.1, 2.0])
+        assert figure.axes[0].get_ylim()[1] == 2.0
+
+    def test_rows_of_crosses_keep_methods_apart(self, table):
+        figure, _ = lr_sensitivity.draw(
+            study(table({"adamw": STATES["all diverged"], "scion": STATES["all diverged"]}))
+        )
+        figure.draw_without_rendering()
+        marks = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
+        heights = {line.get_transform().transform((0.1, 1.0))[1] for line in marks}
+
+        assert len(marks) == 4
+        assert len(heights) == 2
+
+    def test_a_gap_is_no_point_and_breaks_the_line(self, table):
+        figure, points = lr_sensitivity.draw(study(table({"adamw": STATES["holes"]})))
+        (line,) = [line for line in figure.axes[0].lines if line.get_linestyle() == "-"]
+
+        assert set(drawn(figure, "adamw")) == {0.1, 10.0}
+        np.testing.assert_array_equal(np.isnan(line.get_ydata()), [False, True, False])
+        assert list(points["seeds_done"]) == [1, 0, 2]
+
+    def test_a_point_with_missing_seeds_is_hollow(self, table):
+        figure, _ = lr_sensitivity.draw(study(table({"adamw": STATES["holes"]})))
+        marked = [line for line in figure.axes[0].lines if line.get_marker() == "s"]
+        faces = {float(line.get_xdata()[0]): line.get_markerfacecolor() for line in marked}
+
+        assert faces == {0.1: "white", 10.0: style("adamw").colour}
+
+    @pytest.mark.parametrize(
+        ("losses", "marker"), [([0.1, 0.5, 0.5], "<"), ([0.5, 0.5, 0.1], ">"), ([0.5], "d")]
+    )
+    def test_an_optimum_on_the_edge_points_outwards(self, table, losses, marker):
+        runs = table({"adamw": {10.0**i: [loss] for i, loss in enumerate(losses)}})
+        figure, points = lr_sensitivity.draw(study(runs))
+        marks = [line for line in figure.axes[0].lines if line.get_marker() == marker]
+
+        assert [line.get_xdata()[0] for line in marks] == list(points["lr"][points["best"]])
+
+    def test_an_optimum_inside_has_no_arrow(self, table):
+        figure, points = lr_sensitivity.draw(study(table({"adamw": STATES["complete"]})))
+
+        assert not {line.get_marker() for line in figure.axes[0].lines} & {"<", ">", "d"}
+        assert set(points["best_where"]) == {"", "interior"}
+
+    @pytest.mark.parametrize(
+        ("state", "scale"),
+        [("complete", "linear"), ("two decades of loss", "log"), ("zero loss", "linear")],
+    )
+    def test_the_loss_axis_is_logarithmic_where_the_drop_spans_a_decade(self, table, state, scale):
+        figure, _ = lr_sensitivity.draw(study(table({"adamw": STATES[state]})))
+
+        assert figure.axes[0].get_yscale() == scale
+        assert figure.axes[0].get_xscale() == "log"
+
+    def test_losses_beyond_the_ceiling_do_not_stretch_the_axis(self, table):
+        figure, _ = lr_sensitivity.draw(study(table({"adamw": {0.1: [0.5], 1.0: [1e5]}})))
+
+        assert figure.axes[0].get_ylim()[1] == 2.0
+
+    def test_there_is_one_line_per_initial_loss(self, table):
+        runs = table({"adamw": {0.1: [0.5]}, "scion": {0.1: [0.5]}, "muonmax": {0.1: [0.5]}})
+        runs["dataset"] = ["digits", "digits", "python_docs"]
+        runs["initial_loss"] = [2.3, 2.301, 5.5]
+        figure, _ = lr_sensitivity.draw(study(runs))
+        levels = [line.get_ydata()[0] for line in figure.axes[0].lines if line.is_dashed()]
+
+        assert sorted(levels) == [2.301, 5.5]
+
+    def test_the_legend_explains_only_the_marks_in_use(self, table):
+        def legend(state: str) -> list[str]:
+            figure, _ = lr_sensitivity.draw(study(table({"adamw": STATES[state]})))
+            return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+        usual = ["AdamW", "initial loss (ceiling)"]
+        band = "min to max over seeds"
+        assert legend("complete") == [*usual, band]
+        assert legend("cliff") == [
+            *(*usual, band, "all seeds diverged", "some seeds diverged"),
+            "best at the grid's edge",
+        ]
+        assert legend("holes") == [*usual, band, "seeds missing", "best at the grid's edge"]
+        assert legend("one run") == [*usual, "best at the grid's edge"]
+
+
+class TestLossCurves:
+    def test_the_best_learning_rate_is_averaged_over_seeds(self, table):
+        runs = table({"adamw": {0.1: [0.5, 0.7], 1.0: [0.9, 0.9]}})
+        losses = [[2.0, 1.0, 0.5], [2.0, 1.2, 0.7], [9.0, 9.0, 9.0], [9.0, 9.0, 9.0]]
+        figure, points = loss_curves.draw(study(runs, records_of(runs, losses)))
+        (line,) = figure.axes[0].lines
+
+        assert set(points["lr"]) == {0.1}
+        assert list(points["step"]) == [0, 10, 20]
+        np.testing.assert_allclose(points["mean"], [2.0, 1.1, 0.6])
+        np.testing.assert_allclose(points["low"], [2.0, 1.0, 0.5])
+        np.testing.assert_allclose(points["high"], [2.0, 1.2, 0.7])
+        np.testing.assert_allclose(line.get_ydata(), points["mean"])
+        assert line.get_label() == "AdamW, lr 0.1"
+
+    def test_runs_that_are_not_done_do_not_enter(self, table):
+        runs = table({"adamw": {0.1: [0.5, "running"]}})
+        _, points = loss_curves.draw(study(runs, records_of(runs, [[2.0, 0.5], [2.0, 1.9]])))
+
+        np.testing.assert_allclose(points["mean"], [2.0, 0.5])
+
+    def test_steps_that_a_seed_did_not_evaluate_are_left_out(self, table):
+        runs = table({"adamw": {0.1: [0.5, 0.7]}})
+        _, points = loss_curves.draw(
+            study(runs, records_of(runs, [[2.0, 1.0, 0.5], [2.0, np.nan, 0.7]]))
+        )
+
+        assert list(points["step"]) == [0, 20]
