@@ -16,7 +16,7 @@ test: $(VENV)/installed-test  ## the whole suite
 lint: $(VENV)/installed-dev  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:  ## everything that can be made again, except results: runs/ and results/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -36,16 +36,9 @@ class OptlabSweeper(Sweeper):
         report = launcher.launch_sweep(sweep, store)
         if launcher.dry_run:
             return
-        from analysis.report import analyse  # half a second of pandas and matplotlib
+        from analysis.sweeps import analyse_sweep  # half a second of pandas and matplotlib
 
-        folder = sweep.settings.runtime.results_folder / sweep.name
-        text = analyse(
-            store.runs_table(sweep.runs),
-            store.records_table(sweep.runs),
-            name=sweep.name,
-            out=folder,
-            figures=sweep.figures,
-        )
+        text = analyse_sweep(sweep)
         print(text)
         if not report.ok:
             sys.exit(1)
