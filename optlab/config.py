@@ -23,7 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from .errors import ConfigError, listed, nearest
 
@@ -159,7 +159,7 @@ class Composer:
         for key, value in point.items():
             if key not in groups:
                 set_value(tree, key, coerced(key, example(base.resolved, key), value))
-        resolved = resolve(tree)
+        resolved = resolve(tree, base.choices)
         settings = Settings(
             section(RuntimeConfig, resolved, "runtime"),
             section(TrackingConfig, resolved, "tracking"),
@@ -195,13 +195,21 @@ def _compose(groups: tuple[str, ...]) -> _Base:
         tree.pop(key, None)
     ours = {str(k): str(v) for k, v in choices.items() if "hydra" not in str(k) and k != "sweeps"}
     tree = {str(key): value for key, value in tree.items()}
-    return _Base(tree, resolve(tree), ours)
+    return _Base(tree, resolve(tree, ours), ours)
 
 
-def resolve(tree: Tree) -> Tree:
+def resolve(tree: Tree, choices: Mapping[str, str]) -> Tree:
     """``tree`` with its interpolations replaced by what they point to."""
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+    except InterpolationKeyError as error:
+        wanted = str(error).split("'")[1]  # Interpolation key 'dataset.context' not found
+        user, owner = str(error.full_key).split(".")[0], wanted.split(".")[0]
+        raise ConfigError(
+            f"{user}={choices.get(user)} does not fit {owner}={choices.get(owner)}: "
+            f"{error.full_key} is ${{{wanted}}}, and conf/{owner}/{choices.get(owner)}.yaml has "
+            f"no such key. Choose another {user} or another {owner}."
+        ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"The config cannot be resolved: {error}") from error
     assert isinstance(resolved, dict)

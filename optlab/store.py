@@ -116,19 +116,6 @@ class RunStore:
     def folder(self, run_id: str) -> Path:
         return self.root / run_id
 
-    def check_writable(self) -> None:
-        """Raise unless runs can be written here."""
-        probe = self.root / f".write-{uuid.uuid4().hex[:8]}"
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"x")
-            probe.unlink()
-        except OSError as error:
-            raise ConfigError(
-                f"The run store {self.root} cannot be written ({os.strerror(error.errno or 0)}). "
-                "Choose a folder that can: runtime.runs=/path/to/runs."
-            ) from error
-
     def freeze(self, run: Run) -> None:
         """Write the run's config and labels; a queued run never reads the YAML files again."""
         folder = self.folder(run.id)
@@ -166,11 +153,8 @@ class RunStore:
 
     def result(self, run_id: str) -> Result | None:
         """The result of a run that is done, else None."""
-        try:
-            content = read_json(self.folder(run_id) / "result.json")
-        except FileNotFoundError:
-            return None
-        return Result(**content)
+        content = _read_if_there(self.folder(run_id) / "result.json")
+        return None if content is None else Result(**content)
 
     def is_done(self, run_id: str) -> bool:
         return (self.folder(run_id) / "result.json").exists()
@@ -244,17 +228,12 @@ class RunStore:
     def fail(self, run_id: str, cause: str, detail: str) -> None:
         """Mark a run as failed; it will be tried again when it is launched again."""
         folder = self.folder(run_id)
-        (folder / "reserve").unlink(
-            missing_ok=True
-        )  # makes room on a full disk
+        (folder / "reserve").unlink(missing_ok=True)  # makes room on a full disk
         write_json(folder / "failure.json", {"cause": cause, "detail": detail})
 
     def failure(self, run_id: str) -> dict[str, str] | None:
         """Cause and detail of a failed run, else None."""
-        try:
-            return read_json(self.folder(run_id) / "failure.json")
-        except FileNotFoundError:
-            return None
+        return _read_if_there(self.folder(run_id) / "failure.json")
 
     def runs_table(self, runs: Sequence[Run]) -> pd.DataFrame:
         """One row per run, with the columns ``RUN_COLUMNS``; runs that do not exist are missing."""
@@ -293,11 +272,25 @@ class RunStore:
         return pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(RECORD_COLUMNS))
 
 
+def check_writable(folder: Path, key: str) -> None:
+    """Raise unless files can be written below ``folder``, which the setting ``key`` names."""
+    probe = folder / f".write-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"The folder {folder} cannot be written ({os.strerror(error.errno or 0)}). "
+            f"Choose one that can: {key}=/path/to/folder."
+        ) from error
+
+
 def _is_locked(path: Path) -> bool:
     try:
         with path.open("r") as file:
             return not _lock(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
@@ -335,6 +328,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     return _decode(json.loads(path.read_text()))
+
+
+def _read_if_there(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _encode(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -82,13 +83,20 @@ class Mirror:
         try:
             action()
         except Exception as error:  # the local records are the truth, the mirror is a convenience
-            self._wandb = None
             stamp = datetime.now(timezone.utc).isoformat(timespec="seconds")
             with (self._folder / "log.txt").open("a") as file:
                 file.write(
                     f"{stamp} W&B failed and is dropped for the rest of this run "
                     f"({type(error).__name__}: {error}); training goes on.\n"
                 )
+            self._drop()
+
+    def _drop(self) -> None:
+        """Let go of the W&B run, so that its id is free for another attempt."""
+        dropped, self._wandb = self._wandb, None
+        if dropped is not None:
+            with contextlib.suppress(Exception):  # the failure has been told already
+                dropped.finish(exit_code=1)
 
 
 def _flat(run: Run) -> dict[str, Any]:

@@ -26,4 +26,5 @@ def tiny(*overrides: str) -> tuple[Run, Settings]:
 
 def environment(root: Path = ROOT) -> dict[str, str]:
     """The environment of a child process that imports optlab from ``root``."""
-    return {**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}
+    inherited = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
+    return {**inherited, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}

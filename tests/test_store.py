@@ -23,6 +23,7 @@ from optlab.store import (
     Record,
     Result,
     RunStore,
+    check_writable,
     read_json,
     write_json,
     write_text,
@@ -246,4 +247,4 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     with pytest.raises(ConfigError, match=r"cannot be written .* runtime\.runs="):
-        RunStore(tmp_path / "file" / "runs").check_writable()
+        check_writable(tmp_path / "file" / "runs", "runtime.runs")

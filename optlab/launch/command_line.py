@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..config import Run, Settings, check_option, compose_run, is_group, parse_override, plain
 from ..errors import ConfigError
-from ..store import RunStore
+from ..store import RunStore, check_writable
 from ..sweep import check_sweep
 from .here import train_here
 
@@ -87,11 +87,14 @@ def train_one() -> None:
     """Train the run that Hydra's command line stands for; exits with its exit code."""
     run, settings = compose_run(list(HydraConfig.get().overrides.task))
     store = RunStore(settings.runtime.runs_folder)
-    store.check_writable()
+    check_writable(store.root, "runtime.runs")
     _say(f"Run {run.id} ({run.name}) in {store.folder(run.id)}")
     if store.is_done(run.id):
         _say("It is done already; delete its folder to train it again.")
     else:
+        from ..build import check  # imports torch
+
+        check(run)
         store.freeze(run)
         _train(run, store, settings)
     result = store.result(run.id)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..config import Run
 from ..errors import ConfigError
-from ..store import RunStore
+from ..store import RunStore, check_writable
 from ..sweep import Sweep
 from .plan import Plan, describe, make_plan
 
@@ -33,8 +33,9 @@ def prepare(sweep: Sweep, store: RunStore, say: Say, *, dry_run: bool) -> Plan:
     """Say what is to be done; unless this is a dry run, freeze the runs that will be trained."""
     plan = make_plan(sweep, store)
     say(describe(plan))
-    if plan.pending and not dry_run:
-        store.check_writable()
+    if not dry_run:
+        check_writable(store.root, "runtime.runs")
+        check_writable(sweep.settings.runtime.results_folder, "runtime.results")
         for run in plan.pending:
             store.freeze(run)
     return plan

@@ -1,0 +1,142 @@
+"""Every YAML file of conf/ and sweeps/ composes, builds and takes a step."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from support import TINY
+
+from optlab.build import build, check
+from optlab.config import CONF, ROOT, Run, compose_run
+from optlab.errors import ConfigError
+from optlab.launch.launch import representatives
+from optlab.sweep import load
+from optlab.train import Progress, train
+
+TEXT = {"python_docs", "shakespeare"}
+SMALL = ("model.width=8", "train.batch_size=2", "train.steps=2", "train.eval_every=2")
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def sweeps() -> list[str]:
+    folder = ROOT / "sweeps"
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+
+
+def yaml_files() -> list[Path]:
+    return sorted([*CONF.rglob("*.yaml"), *(ROOT / "sweeps").rglob("*.yaml")])
+
+
+def take_steps(run: Run) -> None:
+    parts = build(run, torch.device("cpu"))
+    start = [p.detach().clone() for p in parts.model.parameters()]
+    records = [record for record in train(parts, run.train, Progress()) if record is not None]
+
+    assert records[-1].step == 2 and math.isfinite(records[-1].val_loss)
+    assert any(not torch.equal(a, b) for a, b in zip(start, parts.model.parameters(), strict=True))
+
+
+def test_the_tests_find_the_files() -> None:
+    assert {"adamw", "muonmax_momo"} <= set(names("optimizer"))
+    assert {"demo", "demo_gpt"} <= set(sweeps())
+
+
+@pytest.mark.parametrize("path", yaml_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_opens_with_a_comment_that_holds_a_command(path: Path) -> None:
+    head = "".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+
+    assert path.read_text().startswith("#") and "python " in head
+
+
+@pytest.mark.parametrize("optimizer", names("optimizer"))
+@pytest.mark.parametrize("model", ["mlp", "gpt_tiny"])
+def test_every_method_steps_on_every_kind_of_model(optimizer: str, model: str) -> None:
+    dataset = "digits" if model == "mlp" else "python_docs"
+    extra = ["dataset.val_windows=2"] if dataset in TEXT else []
+    run, _ = compose_run(
+        [
+            *SMALL,
+            *extra,
+            f"optimizer={optimizer}",
+            f"model={model}",
+            f"dataset={dataset}",
+            "dataset.loss_lower_bound=0.0",
+        ]
+    )
+    take_steps(run)
+
+
+@pytest.mark.parametrize("norms", names("optimizer/norms"))
+def test_every_norm_assignment_steps(norms: str) -> None:
+    run, _ = compose_run([*SMALL, "optimizer=scion", f"optimizer/norms={norms}"])
+    take_steps(run)
+
+
+@pytest.mark.parametrize("schedule", names("schedule"))
+def test_every_schedule_steps(schedule: str) -> None:
+    take_steps(compose_run([*SMALL, "optimizer=adamw", f"schedule={schedule}"])[0])
+
+
+@pytest.mark.parametrize("dataset", names("dataset"))
+def test_every_dataset_feeds_a_model(dataset: str) -> None:
+    model, extra = ("mlp", [])
+    if dataset in TEXT:
+        model, extra = "gpt_tiny", ["dataset.val_windows=2"]
+    run, _ = compose_run(
+        [*SMALL, *extra, f"dataset={dataset}", f"model={model}", "optimizer=adamw"]
+    )
+    try:
+        take_steps(run)
+    except ConfigError as error:
+        if os.environ.get("OPTLAB_REQUIRE_DATA") == "1" or "data prepare" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("model", names("model"))
+def test_every_model_builds_on_the_meta_device(model: str) -> None:
+    dataset = "python_docs" if model.startswith("gpt") else "digits"
+    check(compose_run([f"model={model}", f"dataset={dataset}", "optimizer=muonmax"])[0])
+
+
+@pytest.mark.parametrize("sweep", sweeps())
+def test_every_sweep_composes_and_builds(sweep: str) -> None:
+    runs = load(sweep).runs
+
+    assert len({run.id for run in runs}) == len(runs) > 1
+    for run in representatives(runs):
+        check(run)
+
+
+@pytest.mark.parametrize("sweep", ["demo", "demo_gpt"])
+def test_the_demos_keep_their_promise(sweep: str) -> None:
+    """Nine methods, at least 11 points over at least 5 decades each, 3 seeds."""
+    runs = load(sweep).runs
+    methods = {run.method for run in runs}
+
+    assert methods == {
+        "sgd_momentum",
+        "adamw",
+        "muon_adam",
+        "scion",
+        "polargrad",
+        "muonmax",
+        "muon_adam_momo",
+        "scion_momo",
+        "muonmax_momo",
+    }
+    for method in methods:
+        grid = sorted({run.lr for run in runs if run.method == method})
+        assert len(grid) >= 11 and math.log10(grid[-1] / grid[0]) > 4.99
+        assert len({run.seed for run in runs if run.method == method}) == 3
+
+
+def test_tiny_runs_are_valid() -> None:
+    assert compose_run(list(TINY))[0].train.steps == 6
