@@ -15,12 +15,13 @@ def main(arguments: list[str] | None = None) -> int:
         return min(1, int(end.code or 0))
     # after parsing: --help need not wait for pandas, matplotlib and Hydra
     from optlab.errors import ConfigError
-    from optlab.sweep import load
+    from optlab.sweep import from_arguments
 
     from .sweeps import analyse_sweep
 
     try:
-        print(analyse_sweep(load(args.sweep, args.overrides), args.out))
+        first = args.sweep if "=" in args.sweep else f"sweeps={args.sweep}"
+        print(analyse_sweep(from_arguments([first, *args.overrides]), args.out))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1

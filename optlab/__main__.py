@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .config import check_option
 from .errors import ConfigError
 
 
@@ -45,16 +44,11 @@ def status(name: str, overrides: Sequence[str]) -> str:
 
 def prepare_data(name: str) -> None:
     """Make the files of a dataset exist below the data folder."""
-    check_option("dataset", name)
-    from hydra.utils import instantiate
-
-    from .config import Composer
+    from .build import declared_dataset
     from .data.base import data_folder
     from .data.prepare import prepare
 
-    run, _ = Composer().run({"dataset": name, "optimizer": "adamw"})
-    dataset = instantiate(dict(run.config["dataset"]), _convert_="all")
-    prepare(name, dataset, data_folder(), lambda line: print(line, flush=True))
+    prepare(name, declared_dataset(name), data_folder(), lambda line: print(line, flush=True))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from .config import Run
+from .config import CONF, Run, check_option
 from .data.base import Batch, data_folder
 from .errors import ConfigError, nearest
 from .optim.roles import param_groups
 from .train import Parts
+
+T = TypeVar("T")
 
 _DIRECTIVES = ("_target_", "_partial_", "_recursive_", "_convert_", "defaults")
 
@@ -49,6 +53,12 @@ def check(run: Run) -> None:
             f"model={run.choices['model']} cannot take the inputs of "
             f"dataset={run.choices['dataset']}, shape {tuple(inputs.shape)}: {error}"
         ) from error
+
+
+def declared_dataset(name: str) -> Any:
+    """The dataset that ``conf/dataset/name.yaml`` declares, nothing loaded."""
+    check_option("dataset", name)
+    return instantiate(OmegaConf.load(CONF / "dataset" / f"{name}.yaml"), _convert_="all")
 
 
 def check_arguments(run: Run) -> None:
@@ -95,14 +105,28 @@ def _located(target: str, file: str, key: str) -> Callable[..., Any]:
 
 
 def _part(run: Run, group: str) -> Any:
-    return instantiate(dict(run.config[group]), _convert_="all")
+    return _called(lambda: instantiate(dict(run.config[group]), _convert_="all"), run, group)
 
 
 def _optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
-    optimizer = _part(run, "optimizer")(param_groups(model))
+    make = _part(run, "optimizer")
+    optimizer = _called(lambda: make(param_groups(model)), run, "optimizer")
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def _called(make: Callable[[], T], run: Run, group: str) -> T:
+    """What ``make`` gives; what it has against the config's values is told with their file."""
+    try:
+        return make()
+    except (InstantiationException, ValueError, TypeError) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if isinstance(cause, ConfigError):
+            raise cause from error
+        raise ConfigError(
+            f"conf/{group}/{run.choices[group]}.yaml cannot be built: {cause or error}"
+        ) from error
 
 
 def choose_device(name: str) -> torch.device:

@@ -360,6 +360,11 @@ def validate(config: Mapping[str, Any], settings: Settings, choices: Mapping[str
             f"conf/dataset/{choices['dataset']}.yaml states none (loss_lower_bound: null). Set one "
             "in nats, such as dataset.loss_lower_bound=0.0, or take a method without Momo."
         )
+    if settings.runtime.threads < 1 or settings.runtime.checkpoint_every < 0:
+        raise ConfigError(
+            f"runtime.threads must be at least 1 and runtime.checkpoint_every at least 0, not "
+            f"{settings.runtime.threads} and {settings.runtime.checkpoint_every}."
+        )
     _check_choice("runtime.device", settings.runtime.device, ("auto", "cpu", "cuda"))
     _check_choice("tracking.mode", settings.tracking.mode, ("offline", "online", "off"))
 

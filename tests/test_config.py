@@ -115,6 +115,8 @@ def test_a_composer_gives_what_a_fresh_composition_gives() -> None:
         ("seed=-1", "seed must be 0 or more"),
         ("train.steps=0", "train.steps must be above 0"),
         ("train.batch_size=0", "train.batch_size must be above 0"),
+        ("runtime.threads=0", "runtime.threads must be at least 1"),
+        ("runtime.checkpoint_every=-1", "runtime.checkpoint_every at least 0"),
         ("runtime.device=gpu", "runtime.device must be one of auto, cpu, cuda, not 'gpu'"),
         ("tracking.mode=offlin", "tracking.mode must be one of"),
         ("optimizer.lr=1,2", "add -m"),

@@ -9,6 +9,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from optlab.errors import ConfigError
 from optlab.launch.here import launch_here
 from optlab.launch.launch import Report
 from optlab.launch.local import launch_local
@@ -31,7 +32,7 @@ class HereLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         del job_overrides, initial_job_idx
-        raise NotImplementedError("hydra/launcher=here needs hydra/sweeper=optlab.")
+        raise ConfigError("hydra/launcher=here needs hydra/sweeper=optlab.")
 
     def launch_sweep(self, sweep: Sweep, store: RunStore) -> Report:
         return launch_here(sweep, store, print, dry_run=self.dry_run)
@@ -41,6 +42,11 @@ class LocalLauncher(Launcher):
     """Trains in a pool of worker processes on this machine."""
 
     def __init__(self, workers: int, dry_run: bool) -> None:
+        if type(workers) is not int or workers < 0:
+            raise ConfigError(
+                f"hydra.launcher.workers must be a number of processes, or 0 for one per core, "
+                f"not {workers!r}."
+            )
         self.workers = workers
         self.dry_run = dry_run
 
@@ -53,7 +59,7 @@ class LocalLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         del job_overrides, initial_job_idx
-        raise NotImplementedError("hydra/launcher=local needs hydra/sweeper=optlab.")
+        raise ConfigError("hydra/launcher=local needs hydra/sweeper=optlab.")
 
     def launch_sweep(self, sweep: Sweep, store: RunStore) -> Report:
         return launch_local(sweep, store, print, workers=self.workers, dry_run=self.dry_run)

@@ -33,7 +33,8 @@ def checked(arguments: Sequence[str]) -> Iterator[None]:
     except ConfigError as error:
         sys.exit(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"{error} {error.__cause__ or ''}".strip())
+        cause = error.__cause__
+        sys.exit(str(cause) if isinstance(cause, ConfigError) else f"{error} {cause or ''}".strip())
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         sys.exit(130)

@@ -46,7 +46,11 @@ def launch_local(sweep: Sweep, store: RunStore, say: Say, *, workers: int, dry_r
 
 def default_workers(settings: Settings) -> int:
     """As many as the cores that this process may use can feed."""
-    return max(1, len(os.sched_getaffinity(0)) // settings.runtime.threads)
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS has no affinities
+        cores = os.cpu_count() or 1
+    return max(1, cores // settings.runtime.threads)
 
 
 @dataclass

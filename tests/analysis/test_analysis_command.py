@@ -86,11 +86,12 @@ def test_the_command_prints_the_analysis_and_ends_with_0(tmp_path, monkeypatch, 
     sweep = sweep_of(tmp_path)
     finish(RunStore(tmp_path / "runs"), sweep, [0.5, 0.3])
     asked = []
-    monkeypatch.setattr("optlab.sweep.load", lambda *words: asked.append(words) or sweep)
+    monkeypatch.setattr("optlab.sweep.from_arguments", lambda words: asked.append(words) or sweep)
     out = tmp_path / "x"
 
     assert main(["demo", "--out", str(out), "seed=0,1", "model.width=8"]) == 0
-    assert asked == [("demo", ["seed=0,1", "model.width=8"])]
+    assert main(["optimizer=adamw,scion", "--out", str(out)]) == 0
+    assert asked == [["sweeps=demo", "seed=0,1", "model.width=8"], ["optimizer=adamw,scion"]]
     assert capsys.readouterr().out.endswith(f"{out}/lr_sensitivity.png\n")
 
 
