@@ -57,7 +57,7 @@ def clone(tmp_path: Path) -> Path:
     for name in CODE:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, root / name, symlinks=True)
         else:
             shutil.copy(source, root / name)
     return root

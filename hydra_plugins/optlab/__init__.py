@@ -1,1 +1,1 @@
-"""Hydra's view of optlab: search path, sweeper and launchers, each a few lines over `optlab`."""
+"""Hydra's view of optlab: sweeper and launchers, each a few lines over `optlab`."""
