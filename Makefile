@@ -11,7 +11,7 @@ demo: $(VENV)/installed  ## the learning-rate sweep `demo`, its table and its fi
 	$(BIN)/python launch.py -m
 
 test: $(VENV)/installed-test  ## the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/installed-dev  ## style, format and types
 	$(BIN)/ruff check .

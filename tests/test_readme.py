@@ -98,6 +98,6 @@ def test_it_lists_every_option_of_every_group() -> None:
 
 def test_its_table_is_the_one_that_the_demo_printed() -> None:
     """The committed record of the demo is what the README shows."""
-    record = (ROOT / "results/records/demo/robustness.txt").read_text()
+    record = (ROOT / "results/records/demo/robustness.md").read_text()
 
     assert record.strip() in README
