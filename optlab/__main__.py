@@ -1,4 +1,4 @@
-"""``python -m optlab``: where sweeps stand, and the data that runs need."""
+"""``python -m optlab``: where sweeps stand, which norms a run uses, the data that runs need."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if args.command == "status":
             print(status(args.sweep, args.overrides))
+        elif args.command == "norms":
+            print(norms(args.overrides))
         else:
             prepare_data(args.name)
     except ConfigError as error:
@@ -42,6 +44,14 @@ def status(name: str, overrides: Sequence[str]) -> str:
     return f"Sweep {sweep.name}: {len(rows)} runs in {store.root}\n{counts.to_string()}"
 
 
+def norms(overrides: Sequence[str]) -> str:
+    """The norm-assignment card of the run that the overrides stand for, as text."""
+    from .card import describe, norm_card
+    from .config import compose_run
+
+    return describe(norm_card(compose_run(overrides)[0]))
+
+
 def prepare_data(name: str) -> None:
     """Make the files of a dataset exist below the data folder."""
     from .build import declared_dataset
@@ -57,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("status", help="how many runs of a sweep are done, failed, missing")
     show.add_argument("sweep", metavar="SWEEP", help="a file of sweeps/, such as demo")
     show.add_argument("overrides", nargs="*", help="as given to launch.py")
+    card = commands.add_parser("norms", help="which norm each parameter of a run gets")
+    card.add_argument("overrides", nargs="*", help="as given to launch.py")
     data = commands.add_parser("data", help="the data that runs need")
     actions = data.add_subparsers(dest="action", required=True)
     prepare = actions.add_parser("prepare", help="download and verify the files of a dataset")

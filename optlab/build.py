@@ -31,21 +31,21 @@ def build(run: Run, device: torch.device) -> Parts:
         ConfigError: a YAML file has a key that its target does not take, or data are missing.
     """
     check_arguments(run)
-    data = _part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
+    data = part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
     torch.manual_seed(run.seed)
-    model: nn.Module = _part(run, "model").to(device)  # drawn on the CPU, whatever the device
-    return Parts(model, data, _optimizer(run, model), _part(run, "schedule"), device)
+    model: nn.Module = part(run, "model").to(device)  # drawn on the CPU, whatever the device
+    return Parts(model, data, _optimizer(run, model), part(run, "schedule"), device)
 
 
 def check(run: Run) -> None:
     """Raise what ``build`` would raise, without weights: the model is made on the meta device."""
     check_arguments(run)
-    data = _part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
+    data = part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
     inputs, targets = data.train(0)
     with torch.device("meta"):
-        model: nn.Module = _part(run, "model")
+        model: nn.Module = part(run, "model")
     _optimizer(run, model)
-    _part(run, "schedule")(0, run.train.steps)
+    part(run, "schedule")(0, run.train.steps)
     try:
         data.loss(model(inputs.to("meta")), targets.to("meta"))
     except RuntimeError as error:
@@ -104,12 +104,13 @@ def _located(target: str, file: str, key: str) -> Callable[..., Any]:
         raise ConfigError(f"{file}: {key}._target_ '{target}' cannot be found: {error}") from error
 
 
-def _part(run: Run, group: str) -> Any:
+def part(run: Run, group: str) -> Any:
+    """What the section ``group`` of a run's config builds; for an optimizer, what makes it."""
     return _called(lambda: instantiate(dict(run.config[group]), _convert_="all"), run, group)
 
 
 def _optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
-    make = _part(run, "optimizer")
+    make = part(run, "optimizer")
     optimizer = _called(lambda: make(param_groups(model)), run, "optimizer")
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]

@@ -20,6 +20,7 @@ import torch
 
 from . import provenance
 from .build import batch_fingerprint, build, choose_device, weights_fingerprint
+from .card import norm_card
 from .config import Run, Settings
 from .store import Busy, Record, Result, RunStore, write_json
 from .tracking import Mirror
@@ -229,6 +230,7 @@ class _Attempt:
             "batch_fingerprint": prints[1],
         }
         write_json(self.folder / "meta.json", meta)
+        write_json(self.folder / "norms.json", norm_card(self.run).as_json())
 
     def _log(self, line: str) -> None:
         _log(self.folder, line)

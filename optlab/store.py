@@ -2,8 +2,9 @@
 
 ``runs/<id>/`` holds ``config.yaml`` (resolved, frozen at launch), ``job.json`` (labels),
 ``records.jsonl`` (one line per record), ``checkpoint.pt`` (while unfinished), ``log.txt``,
-``meta.json`` (provenance), ``failure.json`` (why it failed, until it is run again) and
-``result.json``, written last: its existence is "done". ``lock`` is held by whoever writes the run.
+``meta.json`` (provenance), ``norms.json`` (which norm each parameter got), ``failure.json`` (why it
+failed, until it is run again) and ``result.json``, written last: its existence is "done". ``lock``
+is held by whoever writes the run.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from .config import Run
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd  # imported where tables are made: workers need none of it
 
 Status = Literal["finished", "diverged", "failed", "preempted", "running", "missing"]
 DONE = ("finished", "diverged")
@@ -237,6 +240,8 @@ class RunStore:
 
     def runs_table(self, runs: Sequence[Run]) -> pd.DataFrame:
         """One row per run, with the columns ``RUN_COLUMNS``; runs that do not exist are missing."""
+        import pandas as pd
+
         rows = [self._row(run) for run in runs]
         return pd.DataFrame(rows, columns=list(RUN_COLUMNS))
 
@@ -268,6 +273,8 @@ class RunStore:
 
     def records_table(self, runs: Sequence[Run]) -> pd.DataFrame:
         """One row per record, with the columns ``RECORD_COLUMNS`` and the extra metrics."""
+        import pandas as pd
+
         rows = [{"run": run.id, **record} for run in runs for record in self.records(run.id)]
         return pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(RECORD_COLUMNS))
 

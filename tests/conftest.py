@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import CODE, environment
+from hypothesis import settings
 
 from optlab.config import ROOT
 from optlab.store import RunStore
+from support import CODE, environment
 
 # The same examples every time, and no verdict by the clock: machines differ.
 settings.register_profile("optlab", deadline=None, derandomize=True)

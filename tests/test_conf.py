@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import TINY
 
 from optlab.build import build, check
 from optlab.config import CONF, ROOT, Run, compose_run
@@ -16,6 +15,7 @@ from optlab.errors import ConfigError
 from optlab.launch.launch import representatives
 from optlab.sweep import load
 from optlab.train import Progress, train
+from support import TINY
 
 TEXT = {"python_docs", "shakespeare"}
 SMALL = ("model.width=8", "train.batch_size=2", "train.steps=2", "train.eval_every=2")

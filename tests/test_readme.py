@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import environment
 
 from optlab.config import CONF, ROOT
+from support import environment
 
 README = (ROOT / "README.md").read_text()
 

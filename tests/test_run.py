@@ -15,12 +15,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import environment, tiny
 
 from optlab import run as run_module
 from optlab.config import Run
 from optlab.run import StopFlag, load_checkpoint, run_one, save_checkpoint
 from optlab.store import Record, RunStore
+from support import environment, tiny
 
 METHODS = ["adamw", "sgd_momentum", "muon_adam", "muonmax_momo", "scion_momo"]
 STEPS = 6

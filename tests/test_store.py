@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import environment, tiny
 
 from optlab.errors import ConfigError
 from optlab.store import (
@@ -28,6 +27,7 @@ from optlab.store import (
     write_json,
     write_text,
 )
+from support import environment, tiny
 
 RECORD = Record(
     step=0,

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import wandb
-from support import TINY, environment
 
 from optlab.config import compose_run
 from optlab.run import StopFlag, run_one
 from optlab.store import Record, RunStore
+from support import TINY, environment
 
 
 def train(store: RunStore, *overrides: str, report: object = None) -> tuple[str, str]:

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import tiny
 from torch import Tensor, nn
 
 from optlab.build import build
@@ -17,6 +16,7 @@ from optlab.data.base import Batch, Data
 from optlab.schedule import Constant, ConstantLinear
 from optlab.store import Record
 from optlab.train import Parts, Progress, evaluate, train
+from support import tiny
 
 CONFIG = TrainConfig(
     steps=10, batch_size=4, eval_every=4, diverged_after=100, max_weight_growth=1e4

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import TINY, environment
 
 from optlab.config import ROOT
 from optlab.launch.here import launch_here
 from optlab.launch.local import launch_local
 from optlab.store import RunStore
 from optlab.sweep import Sweep, ad_hoc
+from support import TINY, environment
 
 # Long enough to be caught in the middle, short enough for a test.
 LONG = ("train.steps=1500", "train.eval_every=100", "optimizer=adamw,muonmax_momo", "seed=0,1")

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from support import TINY, environment
 
 from optlab.config import ROOT, compose_run
 from optlab.store import RunStore
+from support import TINY, environment
 
 LONG = ("optimizer=muonmax_momo", "train.steps=3000", "train.eval_every=100")
 
