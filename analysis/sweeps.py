@@ -45,3 +45,10 @@ def settings(sweep: Sweep) -> Sequence[str]:
         cells = zip(words, varies_within(methods, values), values, strict=True)
         words = [f"{word} {key}={value}".strip() if vary else word for word, vary, value in cells]
     return words
+
+
+def _word(value: object) -> str:
+    """A value of an axis in a word; of a node, the class that it builds."""
+    if isinstance(value, dict) and "_target_" in value:
+        return str(value["_target_"]).rpartition(".")[2]
+    return str(value)

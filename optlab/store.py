@@ -125,7 +125,8 @@ class RunStore:
         folder.mkdir(parents=True, exist_ok=True)
         job = {"id": run.id, "name": run.name, "choices": dict(run.choices)}
         if self._frozen(run.id) != run:
-            write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(run.config)))
+            config = OmegaConf.create(dict(run.config))
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
             write_json(folder / "job.json", job)
 
     def _frozen(self, run_id: str) -> Run | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .config import TrainConfig
 from .data.base import Batch, Data
@@ -141,8 +141,7 @@ def evaluate(parts: Parts) -> dict[str, float]:
 
 
 def _weight_norm(model: nn.Module) -> float:
-    norms: list[Tensor] = torch._foreach_norm([p.detach() for p in model.parameters()])
-    return torch.stack(list(norms)).double().norm().item()
+    return torch.nn.utils.get_total_norm([p.detach() for p in model.parameters()]).item()
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

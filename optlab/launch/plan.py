@@ -18,7 +18,7 @@ class Plan:
     """The runs of a sweep by what launching would do with them."""
 
     sweep: Sweep
-    counts: dict[Status, int]
+    counts: Counter[Status]
     pending: tuple[Run, ...]  # to be trained: missing, preempted or failed
     forecast: float | None  # seconds of training in one worker; None without an earlier run
 
@@ -28,14 +28,14 @@ class Plan:
 
     @property
     def done(self) -> int:
-        return sum(self.counts.get(status, 0) for status in DONE)
+        return sum(self.counts[status] for status in DONE)
 
 
 def make_plan(sweep: Sweep, store: RunStore) -> Plan:
     """Compare the sweep with what the store holds."""
-    status = {run.id: store.status(run.id) for run in sweep.runs}
+    status: dict[str, Status] = {run.id: store.status(run.id) for run in sweep.runs}
     pending = tuple(run for run in sweep.runs if status[run.id] not in (*DONE, "running"))
-    counts: dict[Status, int] = dict(Counter(status.values()))
+    counts: Counter[Status] = Counter(status.values())
     return Plan(sweep, counts, pending, _forecast(sweep, pending, store))
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.curves import Study, curves
-from analysis.figures import loss_curves, lr_sensitivity
+from analysis.figures import design_space, loss_curves, lr_sensitivity
 from analysis.style import style
 from optlab.errors import ConfigError
 
@@ -84,9 +84,12 @@ def test_every_figure_draws_every_state_of_a_sweep(table, name, state, tmp_path)
     figure.savefig(tmp_path / "figure.png", dpi=20)
 
     assert isinstance(points, pd.DataFrame)
-    assert figure.axes[0].get_xlabel()
-    assert "(nats)" in figure.axes[0].get_ylabel()
-    assert "demo" in figure.axes[0].get_title()
+    across = {figure.axes[0].get_xlabel(), figure.get_supxlabel()}
+    up = {figure.axes[0].get_ylabel(), figure.get_supylabel()}
+    title = {figure.axes[0].get_title(), figure.get_suptitle()}
+    assert across & {"learning rate", "step"}
+    assert any("(nats)" in words for words in up)
+    assert any("demo" in words for words in title)
 
 
 class TestLrSensitivity:
@@ -220,3 +223,24 @@ class TestLossCurves:
         )
 
         assert list(points["step"]) == [0, 20]
+
+
+def test_the_design_space_has_a_panel_per_setting_and_a_line_per_norms(table):
+    frames = []
+    for norms in ("spectral_linf", "spectral_ada2"):
+        for product in ("Max", "Hybrid"):
+            frame = table({"muonmax": STATES["complete"], "muonmax_momo": STATES["complete"]})
+            setting = f"optimizer.product={product}"
+            runs = frame["run"] + norms + product
+            frames.append(frame.assign(norms=norms, setting=setting, run=runs))
+    figure, points = design_space.draw(study(pd.concat(frames, ignore_index=True)))
+
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == ["product=Hybrid", "product=Max"]
+    for axes in panels:
+        lines = [line for line in axes.lines if line.get_label() != "initial loss"][:-1]
+        assert len(lines) == 4  # two norms, with and without Momo
+        assert {line.get_linestyle() for line in lines} == {"-", "--"}
+        assert len({line.get_color() for line in lines}) == 2
+    assert set(points["panel"]) == {"optimizer.product=Hybrid", "optimizer.product=Max"}
+    assert len(points) == 8 * len(set(points["lr"]))
