@@ -22,6 +22,7 @@ from . import provenance
 from .build import batch_fingerprint, build, choose_device, weights_fingerprint
 from .card import norm_card
 from .config import Run, Settings
+from .optim.memory import keep_freed_memory
 from .store import Busy, Record, Result, RunStore, write_json
 from .tracking import Mirror
 from .train import Parts, Progress, random_states, set_random_states, train
@@ -109,6 +110,7 @@ class _Attempt:
 
     def go(self, stop: StopFlag, report: Callable[[Record], None]) -> Outcome:
         torch.set_num_threads(self.settings.runtime.threads)
+        keep_freed_memory()
         parts = build(self.run, choose_device(self.settings.runtime.device))
         prints = weights_fingerprint(parts.model), batch_fingerprint(parts.data.train(0))
         parts, progress = self._resume(parts)

@@ -329,4 +329,8 @@ def test_golden_records(store: RunStore) -> None:
         assert row[1:] == pytest.approx(gold[1:], rel=1e-4, nan_ok=True)
 
 
-GOLDEN = [(0, math.nan, 0.1, math.nan)]
+GOLDEN = [  # step, validation loss, step size, dual norm
+    (0, 2.3824267, 0.1, math.nan),
+    (3, 2.4702897, 0.1, 2.6335371),
+    (6, 2.4712460, 0.0255737, 2.2486749),
+]
