@@ -98,11 +98,12 @@ def lr_sensitivity(curve: Curve) -> float:
     """Mean over the grid of min(l, l_0) - l*, in nats (arXiv 2309.14322, section 2.2).
 
     On a grid that is not uniform in log lr, the trapezoidal mean over log lr, so that a refined
-    region does not weigh more. Points without results are left out. NaN without a best point.
+    region does not weigh more. Points without results are left out. NaN where nothing was learned:
+    no best point, or none below the initial loss.
     The grid is the curve's own: values over different grids do not compare.
     """
     optimum = best(curve)
-    if optimum is None:
+    if optimum is None or not optimum.loss < curve.ceiling:
         return float("nan")
     there = curve.n > 0
     excess = curve.mean[there] - optimum.loss

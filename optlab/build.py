@@ -121,12 +121,14 @@ def _called(make: Callable[[], T], run: Run, group: str) -> T:
     """What ``make`` gives; what it has against the config's values is told with their file."""
     try:
         return make()
-    except (InstantiationException, ValueError, TypeError) as error:
+    except Exception as error:  # constructors raise anything for values they cannot take
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(cause, ConfigError):
             raise cause from error
+        cause = cause or error
         raise ConfigError(
-            f"conf/{group}/{run.choices[group]}.yaml cannot be built: {cause or error}"
+            f"conf/{group}/{run.choices[group]}.yaml cannot be built with these values: "
+            f"{type(cause).__name__}: {cause}"
         ) from error
 
 

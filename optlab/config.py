@@ -24,6 +24,7 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from .errors import ConfigError, listed, nearest
 
@@ -176,7 +177,16 @@ class Composer:
 
 def compose_run(overrides: Sequence[str]) -> tuple[Run, Settings]:
     """The one run that command-line overrides stand for."""
-    return Composer().run(dict(parse(override) for override in overrides))
+    return Composer().run(unique([parse(override) for override in overrides]))
+
+
+def unique(pairs: Sequence[tuple[str, T]]) -> dict[str, T]:
+    """The pairs as a dict; a key that is given twice is refused."""
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(f"{key} is given {keys.count(key)} times; give it once.")
+    return dict(pairs)
 
 
 def _compose(groups: tuple[str, ...]) -> _Base:
@@ -185,8 +195,18 @@ def _compose(groups: tuple[str, ...]) -> _Base:
     config_loader()
     try:
         cfg = compose("config", list(groups), return_hydra_config=True)
+    except YAMLError as error:
+        raise ConfigError(f"A file of conf/ is no valid YAML: {error}") from error
     except HydraException as error:
         detail = f" {error.__cause__}" if error.__cause__ else ""
+        if "No match in the defaults list" in str(error):
+            nested = [group for group in groups if "/" in group]
+            parents = {group.split("/")[0] for group in nested}
+            chosen = [group for group in groups if group.split("=")[0] in parents]
+            raise ConfigError(
+                f"{', '.join(nested)} is no choice of {', '.join(chosen) or 'the default method'}: "
+                "its file has no such group in its defaults."
+            ) from error
         raise ConfigError(f"The config cannot be composed: {error}{detail}") from error
     choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     tree = OmegaConf.to_container(cfg, resolve=False)
@@ -328,8 +348,11 @@ def coerced(key: str, example: Any, value: Any) -> Any:
         return float(value)  # 1 and 1.0 are one run
     if example is None or type(value) is type(example):
         return value
+    hint = ""
+    if type(example) is int and isinstance(value, float):
+        hint = f" If fractions make sense here, write its default as {float(example)!r}."
     raise ConfigError(
-        f"{key} must be {_described(example)}, not {value!r} (its default is {example!r})."
+        f"{key} must be {_described(example)}, not {value!r} (its default is {example!r}).{hint}"
     )
 
 
@@ -343,10 +366,17 @@ def validate(config: Mapping[str, Any], settings: Settings, choices: Mapping[str
     for key, value in _leaves(config):
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{key} must be a finite number, not {value}.")
+    for group in ("model", "dataset", "optimizer", "schedule"):
+        if not isinstance(config[group], Mapping) or "_target_" not in config[group]:
+            raise ConfigError(f"conf/{group}/{choices[group]}.yaml states no _target_.")
+    if not isinstance(config["optimizer"].get("lr"), float):
+        raise ConfigError(
+            f"conf/optimizer/{choices['optimizer']}.yaml must state lr, as a number such as 0.01."
+        )
     if not config["optimizer"]["lr"] > 0:
         raise ConfigError(f"optimizer.lr must be above 0, not {config['optimizer']['lr']}.")
-    if config["seed"] < 0:
-        raise ConfigError(f"seed must be 0 or more, not {config['seed']}.")
+    if not 0 <= config["seed"] < 2**63:
+        raise ConfigError(f"seed must be 0 or more and below 2^63, not {config['seed']}.")
     train = section(TrainConfig, config, "train")
     for field in fields(train):
         if not getattr(train, field.name) > 0:

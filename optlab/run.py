@@ -200,6 +200,7 @@ class _Attempt:
         content = {
             "run": self.run.id,
             "progress": asdict(progress),
+            "records": self.store.records_digest(self.run.id, progress.records),
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
             "random": random_states(),
@@ -212,8 +213,8 @@ class _Attempt:
             if content["run"] != self.run.id:
                 raise ValueError(f"it belongs to run {content['run']}")
             progress = Progress(**content["progress"])
-            if progress.records > len(self.store.records(self.run.id)):
-                raise ValueError("it knows records that records.jsonl does not have")
+            if content["records"] != self.store.records_digest(self.run.id, progress.records):
+                raise ValueError("records.jsonl does not hold the records that it follows")
             parts.model.load_state_dict(content["model"])
             parts.optimizer.load_state_dict(content["optimizer"])
             set_random_states(content["random"])

@@ -12,13 +12,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -156,12 +157,13 @@ class RunStore:
         )
 
     def result(self, run_id: str) -> Result | None:
-        """The result of a run that is done, else None."""
+        """The result of a run that is done; None if it is not, or if the file is damaged."""
         content = _read_if_there(self.folder(run_id) / "result.json")
-        return None if content is None else Result(**content)
+        known = {each.name for each in fields(Result)}
+        return Result(**content) if content is not None and set(content) == known else None
 
     def is_done(self, run_id: str) -> bool:
-        return (self.folder(run_id) / "result.json").exists()
+        return self.result(run_id) is not None
 
     def status(self, run_id: str) -> Status:
         """Where a run stands, read from its files and its lock alone."""
@@ -171,8 +173,8 @@ class RunStore:
         folder = self.folder(run_id)
         if _is_locked(folder / "lock"):
             return "running"
-        if (folder / "failure.json").exists():
-            return "failed"
+        if (folder / "failure.json").exists() or (folder / "result.json").exists():
+            return "failed"  # a result that cannot be read is none
         return "preempted" if (folder / "records.jsonl").exists() else "missing"
 
     @contextlib.contextmanager
@@ -212,7 +214,18 @@ class RunStore:
         if not path.exists():
             return []
         lines = path.read_text().split("\n")
-        return [_decode(json.loads(line)) for line in lines[:-1]]
+        try:
+            return [_decode(json.loads(line)) for line in lines[:-1]]
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"{path} is damaged ({error}). Delete the folder {path.parent.name} and launch "
+                "again to train that run anew."
+            ) from error
+
+    def records_digest(self, run_id: str, count: int) -> str:
+        """SHA-256 of the first ``count`` records, for a checkpoint to know them by."""
+        lines = (self.folder(run_id) / "records.jsonl").read_text().split("\n")[:count]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def keep_records(self, run_id: str, count: int) -> None:
         """Drop all records but the first ``count``: the run goes on from before the others."""
@@ -265,8 +278,8 @@ class RunStore:
         row.update({"cause": "", "at_chance": False, "weights_fingerprint": ""})
         row["batch_fingerprint"] = ""
         failure = self.failure(run.id)
-        if failure is not None and row["outcome"] == "failed":
-            row["cause"] = failure["cause"]
+        if row["outcome"] == "failed":
+            row["cause"] = failure["cause"] if failure else "result.json is damaged"
         records = self.records(run.id)
         if records:
             row.update({"step": records[-1]["step"], "initial_loss": records[0]["val_loss"]})
@@ -339,9 +352,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_if_there(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file; None where there is none, or none that can be read."""
     try:
         return read_json(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
         return None
 
 

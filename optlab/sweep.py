@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -28,10 +30,12 @@ from .config import (
     is_group,
     parse_override,
     plain,
+    unique,
 )
 from .errors import ConfigError, nearest
 
 DEFAULT = "demo"
+FIGURES = ROOT / "analysis" / "figures"
 _KEYS = ("fixed", "grid", "seeds", "figures")
 _LOG_KEYS = ("log10", "per_decade")
 
@@ -49,6 +53,7 @@ class Sweep:
     points: tuple[Point, ...]  # the overrides that each run stands for, parallel to ``runs``
     figures: tuple[str, ...]
     settings: Settings
+    notes: tuple[str, ...] = ()  # what a reader of the sweep should know
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Sweep:
     declared = _declared(path)
     changes, outside = _split(overrides)
     blocks = _changed(declared.blocks, changes, f"sweeps/{name}.yaml")
-    command = " ".join([f"sweeps={name}", *overrides])
+    command = shlex.join([f"sweeps={name}", *overrides])
     return _compose(
         _suffixed(name, changes), command, f"sweeps/{name}.yaml", blocks, declared.figures, outside
     )
@@ -82,7 +87,7 @@ def ad_hoc(overrides: Sequence[str]) -> Sweep:
     changes, outside = _split(overrides)
     return _compose(
         _suffixed("adhoc", changes),
-        " ".join(overrides),
+        shlex.join(overrides),
         "The command line",
         [changes],
         ("lr_sensitivity",),
@@ -91,15 +96,13 @@ def ad_hoc(overrides: Sequence[str]) -> Sweep:
 
 
 def from_arguments(arguments: Sequence[str]) -> Sweep:
-    """The sweep of a command line: ``sweeps=NAME``, else an ad-hoc sweep, else ``demo``."""
+    """The sweep of a command line: ``sweeps=NAME``, else an ad-hoc one, else ``demo``."""
     named = [argument for argument in arguments if argument.startswith("sweeps=")]
     overrides = [argument for argument in arguments if argument not in named]
     if named:
         return load(named[-1].removeprefix("sweeps="), overrides)
     axes, _ = _split(overrides)
-    if any(len(values) > 1 for values in axes.values()):
-        return ad_hoc(overrides)
-    return load(DEFAULT, overrides)
+    return ad_hoc(overrides) if axes else load(DEFAULT, overrides)
 
 
 def check_sweep(name: str) -> None:
@@ -129,13 +132,33 @@ def _declared(path: Path) -> _Declared:
                 f"{where} has the unknown key '{key}'.{nearest(str(key), _KEYS)} "
                 f"A sweep file may have: {', '.join(_KEYS)}."
             )
-    fixed = {str(key): [value] for key, value in (content.get("fixed") or {}).items()}
+    fixed = content.get("fixed") or {}
+    if not isinstance(fixed, dict):
+        raise ConfigError(f"{where}: fixed must map override keys to values, not {fixed!r}.")
+    for key in fixed:
+        _refuse_setting(str(key), where)
+    fixed = {str(key): [value] for key, value in fixed.items()}
     seeds = {"seed": _seeds(content.get("seeds", 1), where)}
     grid = content.get("grid") or []
+    if not isinstance(grid, list):
+        raise ConfigError(f"{where}: grid must be a list of blocks, not {grid!r}.")
     if not grid:
         raise ConfigError(f"{where}: the grid is empty. State at least one block under 'grid'.")
     blocks = [{**fixed, **_axes(block, where), **seeds} for block in grid]
-    return _Declared(blocks, tuple(content.get("figures") or ("lr_sensitivity",)))
+    return _Declared(blocks, _figures(content.get("figures") or ["lr_sensitivity"], where))
+
+
+def _figures(value: Any, where: str) -> tuple[str, ...]:
+    known = [path.stem for path in FIGURES.glob("*.py") if path.stem != "__init__"]
+    if not isinstance(value, list):
+        raise ConfigError(f"{where}: figures must be a list, such as [lr_sensitivity].")
+    for name in value:
+        if name not in known:
+            raise ConfigError(
+                f"{where}: there is no figure '{name}'.{nearest(str(name), known)} "
+                f"analysis/figures/ has: {', '.join(sorted(known))}."
+            )
+    return tuple(value)
 
 
 def _seeds(value: Any, where: str) -> list[int]:
@@ -151,7 +174,17 @@ def _axes(block: Any, where: str) -> Axes:
             f"{where}: the grid has a block without axes ({block!r}); state some, such as "
             "'optimizer: [adamw]' and 'optimizer.lr: {log10: [-4, 0], per_decade: 2}'."
         )
+    for key in block:
+        _refuse_setting(str(key), where)
     return {str(key): _values(str(key), value, where) for key, value in block.items()}
+
+
+def _refuse_setting(key: str, where: str) -> None:
+    if key.split(".")[0] in OUTSIDE_ID:
+        raise ConfigError(
+            f"{where}: {key} cannot change the numbers of a run, so it has no place in a sweep: "
+            "give it on the command line."
+        )
 
 
 def _values(key: str, value: Any, where: str) -> list[Any]:
@@ -169,8 +202,15 @@ def _log_grid(key: str, value: Mapping[Any, Any], where: str) -> list[float]:
             f"{where}: the axis '{key}' must be a list of values or "
             f"{{log10: [low, high], per_decade: n}}, not {dict(value)!r}."
         )
-    low, high = value["log10"]
-    return log_grid(low, high, value["per_decade"])
+    ends, per_decade = value["log10"], value["per_decade"]
+    numbers = ends if isinstance(ends, list) else []
+    whole = type(per_decade) is int and per_decade > 0
+    if len(numbers) != 2 or not all(type(n) in (int, float) for n in numbers) or not whole:
+        raise ConfigError(
+            f"{where}: the axis '{key}' must be {{log10: [low, high], per_decade: n}} with two "
+            f"exponents and a count above 0, not {dict(value)!r}."
+        )
+    return log_grid(numbers[0], numbers[1], per_decade)
 
 
 def log_grid(low: float, high: float, per_decade: int) -> list[float]:
@@ -189,13 +229,9 @@ def _split(overrides: Sequence[str]) -> tuple[Axes, Point]:
     """Overrides that change runs, as axes, and those outside of a run's id, as values."""
     axes: Axes = {}
     outside: Point = {}
-    for text in overrides:
-        override = parse_override(text)
-        key = str(override.key_or_group)
-        if override.is_sweep_override():
-            values = [plain(value) for value in override.sweep_iterator()]
-        else:
-            values = [plain(override.value())]
+    given = unique([(str(parse_override(text).key_or_group), text) for text in overrides])
+    for key, text in given.items():
+        values = override_values(text)
         if key.split(".")[0] not in OUTSIDE_ID:
             axes[key] = values
         elif len(values) == 1:
@@ -203,6 +239,19 @@ def _split(overrides: Sequence[str]) -> tuple[Axes, Point]:
         else:
             raise ConfigError(f"'{text}': {key} cannot change the numbers, so it is no axis.")
     return axes, outside
+
+
+def override_values(text: str) -> list[Any]:
+    """The values that an override stands for: one, or those of commas, range() or glob()."""
+    override = parse_override(text)
+    if not override.is_sweep_override():
+        return [plain(override.value())]
+    try:
+        return [plain(value) for value in override.sweep_iterator()]
+    except HydraException as error:
+        raise ConfigError(
+            f"'{text}' is no list of values: use commas, range() or glob(), or a sweep file."
+        ) from error
 
 
 def _changed(blocks: list[Axes], changes: Axes, where: str) -> list[Axes]:
@@ -251,6 +300,7 @@ def _compose(
     points = [point for block in blocks for point in _product(block)]
     composer = Composer()
     problems: Counter[str] = Counter()
+    twins: Counter[tuple[str, str]] = Counter()
     runs: dict[str, tuple[Run, Point, Settings]] = {}
     for point in points:
         try:
@@ -258,7 +308,9 @@ def _compose(
         except ConfigError as error:
             problems[str(error)] += 1
         else:
-            runs.setdefault(run.id, (run, point, settings))
+            first, _, _ = runs.setdefault(run.id, (run, point, settings))
+            if first.choices != run.choices:
+                twins[_options(first), _options(run)] += 1
     if problems:
         raise ConfigError(_summary(problems, len(points), where))
     # Seed by seed, so that a partial sweep already holds whole curves.
@@ -270,7 +322,16 @@ def _compose(
         tuple(point for _, point, _ in ordered),
         figures,
         ordered[0][2],
+        tuple(
+            f"{count} runs of {other} have the config of {first}: they are the same runs, and "
+            f"stand once, as {first}."
+            for (first, other), count in twins.items()
+        ),
     )
+
+
+def _options(run: Run) -> str:
+    return " ".join(f"{group}={option}" for group, option in sorted(run.choices.items()))
 
 
 def _product(block: Axes) -> list[Point]:

@@ -21,7 +21,13 @@ CODE = ("optlab", "analysis", "hydra_plugins", "conf", "sweeps", "launch.py")
 
 def tiny(*overrides: str) -> tuple[Run, Settings]:
     """A tiny run of the default config, changed by ``overrides``."""
-    return compose_run([*TINY, *overrides])
+    return compose_run(shrunk(*overrides))
+
+
+def shrunk(*overrides: str) -> list[str]:
+    """``overrides`` with those of ``TINY`` that they do not replace."""
+    changed = {override.split("=")[0] for override in overrides}
+    return [*(word for word in TINY if word.split("=")[0] not in changed), *overrides]
 
 
 def environment(root: Path = ROOT) -> dict[str, str]:

@@ -42,9 +42,13 @@ def refused(done: subprocess.CompletedProcess[str], *expected: str) -> None:
         ("-m hydra/sweeper=basic seed=0,1", "needs hydra/sweeper=optlab"),
         ("-m hydra/launcher=basic seed=0,1", "use hydra/launcher=local"),
         ("optimizer=adamw optimizer.betas=[2.0,0.9]", "conf/optimizer/adamw.yaml cannot be built"),
+        ("optimizer=adamw optimizer.betas=[0.9]", "conf/optimizer/adamw.yaml cannot be built"),
+        ("-m optimizer=adamw optimizer.betas=[0.9],[0.8]", "conf/optimizer/adamw.yaml cannot"),
+        ("-m optimizer.lr=interval(0.1,1)", "use commas, range() or glob()"),
+        ("-m --cfg job sweeps=demo", "does not go with -m"),
         ("-m optimizer=adamw optimizer.betas=[2.0,0.9] seed=0,1", "Invalid beta"),
         ("optimizer=scion optimizer.kind=constraint", "Did you mean 'constrained'?"),
-        ("optimizer=scion optimizer.norms.matrix.polar.steps=0", "steps"),
+        ("optimizer=scion optimizer.norms.matrix.polar.steps=0", "at least 1 step"),
         ("model=gpt_tiny", "model=gpt_tiny does not fit dataset=digits"),
         ("dataset=python_docs optimizer=adamw", "model=mlp"),
     ],
@@ -67,8 +71,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(
     command, tmp_path: Path, arguments: str, key: str
 ) -> None:
     (tmp_path / "file").write_text("")
-    folders = [f"runtime.runs={tmp_path}/runs", f"{key}={tmp_path}/file/x"]
-    done = command("launch.py", *arguments.split(), *TINY, *folders)
+    folders = {"runtime.runs": f"{tmp_path}/runs", key: f"{tmp_path}/file/x"}
+    settings = [f"{name}={folder}" for name, folder in folders.items()]
+    done = command("launch.py", *arguments.split(), *TINY, *settings)
 
     refused(done, "cannot be written", key)
     assert not list(tmp_path.glob("runs/*"))
@@ -121,6 +126,18 @@ def test_bad_sweep_files_are_refused(command, clone: Path) -> None:
     sweep.write_text("grid: [{optimizer: [adamw, scion], optimizer.betaz: [[0.9, 0.9]]}]\nseeds: 3")
     done = command("launch.py", "-m", "sweeps=bad", root=clone)
     refused(done, "sweeps/bad.yaml: 6 of 6 runs cannot be composed", "3 of 6 runs")
+
+
+def test_broken_yaml_files_are_one_message(command, clone: Path) -> None:
+    (clone / "sweeps" / "broken.yaml").write_text("grid: {")
+    refused(command("launch.py", "-m", "sweeps=broken", root=clone), "sweeps/broken.yaml")
+    (clone / "conf/optimizer/broken.yaml").write_text("lr: {")
+    for arguments in (["optimizer=broken"], ["-m", "optimizer=broken,adamw"]):
+        refused(command("launch.py", *arguments, root=clone), "broken.yaml")
+    (clone / "conf/optimizer/broken.yaml").write_text("_target_: torch.optim.SGD\nmomentum: 0.9")
+    refused(command("launch.py", "optimizer=broken", root=clone), "broken.yaml must state lr")
+    (clone / "conf/optimizer/broken.yaml").write_text("")
+    refused(command("launch.py", "optimizer=broken", root=clone), "broken.yaml states no _target_")
 
 
 def test_a_single_run_shows_its_losses_and_is_not_repeated(command, tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ def test_a_composer_gives_what_a_fresh_composition_gives() -> None:
         ("optimizer.lr=inf", "optimizer.lr must be a finite number, not inf"),
         ("schedule.floor=nan", "schedule.floor must be a finite number"),
         ("seed=-1", "seed must be 0 or more"),
+        ("seed=99999999999999999999999999", "below 2^63"),
+        ("optimizer.norms.by_name=1", "optimizer.norms.by_name must be a dict"),
         ("train.steps=0", "train.steps must be above 0"),
         ("train.batch_size=0", "train.batch_size must be above 0"),
         ("runtime.threads=0", "runtime.threads must be at least 1"),
@@ -128,6 +130,21 @@ def test_bad_overrides_are_refused_with_what_to_do(override: str, expected: str)
         run_of(override)
 
     assert expected in str(caught.value)
+
+
+def test_a_key_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.lr is given 2 times"):
+        run_of("optimizer.lr=0.1", "optimizer.lr=0.2")
+
+
+def test_an_integer_default_says_how_to_allow_fractions() -> None:
+    with pytest.raises(ConfigError, match=r"write its default as 6\.0"):
+        run_of("optimizer.norms.matrix.polar.steps=0.5")
+
+
+def test_norms_of_a_method_without_norms_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer/norms=l2 is no choice of optimizer=adamw"):
+        run_of("optimizer=adamw", "optimizer/norms=l2")
 
 
 def test_the_options_are_listed_nearest_first() -> None:

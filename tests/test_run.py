@@ -137,7 +137,7 @@ def test_dropout_resumes_with_its_random_state(
     assert outcome_files(run, disturbed) == outcome_files(run, undisturbed)
 
 
-@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "foreign", "ahead"])
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "foreign", "ahead", "edited"])
 def test_an_unusable_checkpoint_is_set_aside_and_the_run_starts_over(
     tmp_path: Path, damage: str
 ) -> None:
@@ -161,6 +161,9 @@ def test_an_unusable_checkpoint_is_set_aside_and_the_run_starts_over(
         checkpoint.write_bytes(b"")
     elif damage == "foreign":
         save_checkpoint(checkpoint, {**load_checkpoint(checkpoint), "run": "0" * 12})
+    elif damage == "edited":
+        path = folder / "records.jsonl"
+        path.write_text(path.read_text().replace('"step": 1', '"step": 77'))
     else:
         store.keep_records(run.id, 1)
 

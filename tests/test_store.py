@@ -228,6 +228,27 @@ def test_the_tables_have_their_columns_and_one_row_each(store: RunStore) -> None
     assert list(records["step"]) == [0, 6]
 
 
+@pytest.mark.parametrize("damage", ["", "{}", '{"outcome": "fin', "[]"])
+def test_a_damaged_result_is_a_failure_and_no_result(store: RunStore, damage: str) -> None:
+    run, _ = tiny()
+    store.freeze(run)
+    store.append(run.id, RECORD)
+    store.finish(run.id, RESULT)
+    (store.folder(run.id) / "result.json").write_text(damage)
+
+    assert store.status(run.id) == "failed" and not store.is_done(run.id)
+    assert store.runs_table([run])["cause"][0] == "result.json is damaged"
+
+
+def test_damaged_records_are_named(store: RunStore) -> None:
+    run, _ = tiny()
+    store.freeze(run)
+    (store.folder(run.id) / "records.jsonl").write_text("garbage\n")
+
+    with pytest.raises(ConfigError, match=rf"records\.jsonl is damaged .* folder {run.id}"):
+        store.records(run.id)
+
+
 def test_a_failed_run_tells_its_cause_in_the_table(store: RunStore) -> None:
     run, _ = tiny()
     store.freeze(run)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optlab import sweep as sweeps
-from optlab.config import compose_run
+from optlab.config import CONF, compose_run
 from optlab.errors import ConfigError
 from optlab.sweep import Sweep, ad_hoc, from_arguments, load, log_grid
 
@@ -136,6 +138,16 @@ def test_selecting_a_method_that_the_sweep_lacks_names_those_it_has(write) -> No
         ("grid: [{optimizer.lr: []}]", "the axis 'optimizer.lr' is empty"),
         ("grid: [{optimizer.lr: {log10: [0, 1]}}]", "per_decade: n"),
         ("grid: [{optimizer.lr: {log10: [1, 0], per_decade: 2}}]", "must rise"),
+        ("grid: [{optimizer.lr: {log10: [0, 1], per_decade: 0}}]", "a count above 0"),
+        ("grid: [{optimizer.lr: {log10: [0, 1, 2], per_decade: 1}}]", "two exponents"),
+        ("grid: [{optimizer.lr: {log10: -3, per_decade: 1}}]", "two exponents"),
+        ("grid: [{optimizer.lr: {log10: [a, b], per_decade: 1}}]", "two exponents"),
+        ("grid: {optimizer: adamw}", "grid must be a list"),
+        ("fixed: [1]\ngrid: [{seed: [1]}]", "fixed must map"),
+        ("grid: [{runtime.threads: [1, 2]}]", "no place in a sweep"),
+        ("fixed: {tracking.mode: off}\ngrid: [{seed: [1]}]", "no place in a sweep"),
+        ("grid: [{seed: [1]}]\nfigures: [lr_sensitivty]", "Did you mean 'lr_sensitivity'?"),
+        ("grid: [{seed: [1]}]\nfigures: lr_sensitivity", "figures must be a list"),
         ("gird: [{seed: [1]}]", "unknown key 'gird'. Did you mean 'grid'?"),
         ("grid: [{seed: [1]}]\nseeds: 0", "seeds must be"),
         ("grid: [{seed: [1]}]\nseeds: [a]", "seeds must be"),
@@ -186,8 +198,31 @@ def test_glob_selects_options() -> None:
 def test_without_a_sweep_or_an_axis_the_demo_is_meant() -> None:
     assert from_arguments([]).name == "demo"
     assert from_arguments(["sweeps=demo"]).name == "demo"
-    assert from_arguments(["seed=0"]).name.startswith("demo-")
+    assert from_arguments(["runtime.threads=2"]).name == "demo"
+    assert from_arguments(["sweeps=demo", "seed=0"]).name.startswith("demo-")
+    assert from_arguments(["seed=0"]).name.startswith("adhoc-")
     assert from_arguments(["seed=0,1"]).name.startswith("adhoc-")
+
+
+def test_two_files_of_one_config_are_one_method_and_said_to_be(write, tmp_path: Path) -> None:
+    """What happens to whoever copies a YAML file to start from."""
+    copy = CONF / "optimizer" / f"copy_{os.getpid()}.yaml"
+    copy.write_text((CONF / "optimizer" / "adamw.yaml").read_text())
+    try:
+        sweep = write(f"grid: [{{optimizer: [adamw, {copy.stem}], optimizer.lr: [0.1, 0.2]}}]")
+    finally:
+        copy.unlink()
+
+    assert len(sweep.runs) == 2
+    (note,) = sweep.notes
+    assert note.startswith("2 runs of ") and copy.stem in note and "the same runs" in note
+
+
+def test_the_command_of_a_sweep_can_be_pasted() -> None:
+    sweep = ad_hoc(["seed=range(0,2)", "optimizer=adamw"])
+
+    assert shlex.split(sweep.command) == ["seed=range(0,2)", "optimizer=adamw"]
+    assert "'seed=range(0,2)'" in sweep.command
 
 
 def test_the_same_overrides_give_the_same_name() -> None:

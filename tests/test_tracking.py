@@ -14,12 +14,13 @@ import wandb
 from optlab.config import compose_run
 from optlab.run import StopFlag, run_one
 from optlab.store import Record, RunStore
-from support import TINY, environment
+from support import environment, shrunk
 
 
 def train(store: RunStore, *overrides: str, report: object = None) -> tuple[str, str]:
     """Train a tiny run with tracking; (id, status)."""
-    run, settings = compose_run([*(w for w in TINY if "tracking" not in w), *overrides])
+    tracked = [word for word in shrunk(*overrides) if word != "tracking.mode=off"]
+    run, settings = compose_run([*tracked, *(w for w in overrides if w == "tracking.mode=off")])
     store.freeze(run)
 
     def say(record: Record) -> None:

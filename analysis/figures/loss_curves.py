@@ -52,13 +52,14 @@ def _draw_line(axes: Axes, line: pd.DataFrame, look: Style, *, shift: int) -> No
 
 
 def _losses(records: pd.DataFrame, curve: Curve, optimum: Optimum | None) -> pd.DataFrame:
-    """One row per step that all of the seeds have: mean, min and max of the validation loss."""
+    """One row per step that all seeds with records have: mean, min, max of the validation loss."""
     if optimum is None:
         return pd.DataFrame(columns=COLUMNS)
     ids = curve.run[optimum.index][curve.done[optimum.index]]
-    own = records.loc[records["run"].isin(ids), ["step", "val_loss"]].astype(float)
+    own = records.loc[records["run"].isin(ids), ["run", "step", "val_loss"]]
+    own = own.astype({"step": float, "val_loss": float})
     losses = own.loc[np.isfinite(own["val_loss"])].groupby("step")["val_loss"]
     steps = losses.agg(mean="mean", low="min", high="max", seeds="count").reset_index()
-    steps = steps.loc[steps["seeds"] == len(ids)]
+    steps = steps.loc[steps["seeds"] == own["run"].nunique()]
     named = {"method": curve.method, "setting": curve.setting, "label": curve.label}
     return steps.assign(**named, lr=optimum.lr)[COLUMNS]

@@ -14,11 +14,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from ..config import Run, Settings, check_option, compose_run, is_group, parse_override, plain
+from ..config import Run, Settings, check_option, compose_run, is_group, parse_override
 from ..errors import ConfigError
 from ..store import RunStore, check_writable
-from ..sweep import check_sweep
+from ..sweep import load, override_values
 from .here import train_here
 
 
@@ -32,6 +33,8 @@ def checked(arguments: Sequence[str]) -> Iterator[None]:
         yield
     except ConfigError as error:
         sys.exit(str(error))
+    except YAMLError as error:
+        sys.exit(f"A YAML file cannot be read: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__
         sys.exit(str(cause) if isinstance(cause, ConfigError) else f"{error} {cause or ''}".strip())
@@ -44,13 +47,17 @@ def _check(arguments: Sequence[str]) -> None:
     flags = [argument for argument in arguments if argument.startswith("-")]
     overrides = [argument for argument in arguments if "=" in argument and argument not in flags]
     if {"-m", "--multirun"} & set(flags):
+        if {"--cfg", "-c"} & set(flags):
+            raise ConfigError(
+                "--cfg shows one run, so it does not go with -m; for the plan of a sweep add "
+                "hydra.launcher.dry_run=true instead."
+            )
         for override in overrides:
             if override.startswith("sweeps="):
-                check_sweep(override.removeprefix("sweeps="))
+                load(override.removeprefix("sweeps="))
             else:
                 _check_options(override)
-        if not {"--cfg", "-c"} & set(flags):
-            sys.argv[1:] = [_as_axis(argument, overrides) for argument in arguments]
+        sys.argv[1:] = [_as_axis(argument, overrides) for argument in arguments]
         return
     named = [override for override in overrides if override.startswith("sweeps=")]
     if named:
@@ -61,13 +68,10 @@ def _check(arguments: Sequence[str]) -> None:
 
 
 def _check_options(text: str) -> None:
-    override = parse_override(text)
-    group = str(override.key_or_group)
-    if not is_group(group):
-        return
-    values = override.sweep_iterator() if override.is_sweep_override() else [override.value()]
-    for value in values:
-        check_option(group, str(plain(value)))
+    group = str(parse_override(text).key_or_group)
+    if is_group(group):
+        for value in override_values(text):
+            check_option(group, str(value))
 
 
 def _as_axis(argument: str, overrides: Sequence[str]) -> str:
@@ -85,17 +89,25 @@ def _as_axis(argument: str, overrides: Sequence[str]) -> str:
 
 
 def train_one() -> None:
-    """Train the run that Hydra's command line stands for; exits with its exit code."""
+    """Train the run that Hydra's command line stands for; exits with 1 where it cannot."""
+    try:
+        _train_one()
+    except ConfigError as error:
+        sys.exit(str(error))  # raised on, Hydra would print the overrides above it
+
+
+def _train_one() -> None:
     run, settings = compose_run(list(HydraConfig.get().overrides.task))
     store = RunStore(settings.runtime.runs_folder)
     check_writable(store.root, "runtime.runs")
+    if not store.is_done(run.id):
+        from ..build import check  # imports torch
+
+        check(run)
     _say(f"Run {run.id} ({run.name}) in {store.folder(run.id)}")
     if store.is_done(run.id):
         _say("It is done already; delete its folder to train it again.")
     else:
-        from ..build import check  # imports torch
-
-        check(run)
         store.freeze(run)
         _train(run, store, settings)
     result = store.result(run.id)

@@ -26,7 +26,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        return not self.failures and not self.stopped
+        return not self.failures and not self.stopped and not self.counts["busy"]
 
 
 def prepare(sweep: Sweep, store: RunStore, say: Say, *, dry_run: bool) -> Plan:

@@ -60,7 +60,7 @@ def _parts(run: Run) -> str:
 def describe(plan: Plan) -> str:
     """The plan in one or two lines."""
     words = ", ".join(f"{count} {status}" for status, count in sorted(plan.counts.items()))
-    lines = [f"Sweep {plan.sweep.name}: {plan.total} runs ({words})."]
+    lines = [f"Sweep {plan.sweep.name}: {plan.total} runs ({words}).", *plan.sweep.notes]
     if plan.pending and plan.forecast is not None:
         lines.append(
             f"About {duration(plan.forecast)} of training for the {len(plan.pending)} runs to do, "

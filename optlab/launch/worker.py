@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ def work(connection: Connection, store_root: Path, settings: Settings, device_in
         except EOFError:  # the pool is gone
             return
         if isinstance(request, Check):
-            connection.send(Checked(_problems(request, store)))
+            with contextlib.suppress(BrokenPipeError):  # the pool has ended: so does the next recv
+                connection.send(Checked(_problems(request, store)))
             continue
         run_id = request.run_id
 
@@ -80,7 +82,8 @@ def work(connection: Connection, store_root: Path, settings: Settings, device_in
                 stop.is_set = True
 
         outcome = run_one(run_id, store, settings, stop=stop, report=report)
-        connection.send(Ended(run_id, outcome.status, outcome.cause, outcome.disk_full))
+        with contextlib.suppress(BrokenPipeError):
+            connection.send(Ended(run_id, outcome.status, outcome.cause, outcome.disk_full))
 
 
 def _problems(request: Check, store: RunStore) -> dict[str, str]:

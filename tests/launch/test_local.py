@@ -18,16 +18,14 @@ from optlab.launch.here import launch_here
 from optlab.launch.local import launch_local
 from optlab.store import RunStore
 from optlab.sweep import Sweep, ad_hoc
-from support import TINY, environment
+from support import environment, shrunk
 
 # Long enough to be caught in the middle, short enough for a test.
 LONG = ("train.steps=1500", "train.eval_every=100", "optimizer=adamw,muonmax_momo", "seed=0,1")
 
 
 def sweep_of(*overrides: str) -> Sweep:
-    changed = {override.split("=")[0] for override in overrides}
-    kept = [word for word in TINY if word.split("=")[0] not in changed]
-    return ad_hoc([*kept, *overrides])
+    return ad_hoc(shrunk(*overrides))
 
 
 def results(sweep: Sweep, store: RunStore) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pytest
 
 from optlab.config import ROOT, compose_run
 from optlab.store import RunStore
-from support import TINY, environment
+from support import TINY, environment, shrunk
 
 LONG = ("optimizer=muonmax_momo", "train.steps=3000", "train.eval_every=100")
 
@@ -56,7 +56,7 @@ def test_a_run_trains_in_a_job_as_it_trains_here(tmp_path: Path, command) -> Non
 
 
 def test_a_cancelled_job_saves_and_the_next_one_goes_on(tmp_path: Path) -> None:
-    overrides = [*(w for w in TINY if not w.startswith(("train.steps", "train.eval"))), *LONG]
+    overrides = shrunk(*LONG)
     store = RunStore(tmp_path / "runs")
     run, _ = compose_run(overrides)
     job = submit(tmp_path, *overrides, f"runtime.runs={store.root}", wait=False)
