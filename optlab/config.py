@@ -294,6 +294,19 @@ def parse_override(text: str) -> Override:
     return override
 
 
+def override_values(text: str) -> list[Any]:
+    """The values that an override stands for: one, or those of commas, range() or glob()."""
+    override = parse_override(text)
+    if not override.is_sweep_override():
+        return [plain(override.value())]
+    try:
+        return [plain(value) for value in override.sweep_iterator()]
+    except HydraException as error:
+        raise ConfigError(
+            f"'{text}' is no list of values: use commas, range() or glob(), or a sweep file."
+        ) from error
+
+
 def plain(value: Any) -> Any:
     """A value of Hydra's override grammar as plain Python."""
     if isinstance(value, QuotedString):

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -28,8 +27,8 @@ from .config import (
     Settings,
     check_option,
     is_group,
+    override_values,
     parse_override,
-    plain,
     unique,
 )
 from .errors import ConfigError, nearest
@@ -239,19 +238,6 @@ def _split(overrides: Sequence[str]) -> tuple[Axes, Point]:
         else:
             raise ConfigError(f"'{text}': {key} cannot change the numbers, so it is no axis.")
     return axes, outside
-
-
-def override_values(text: str) -> list[Any]:
-    """The values that an override stands for: one, or those of commas, range() or glob()."""
-    override = parse_override(text)
-    if not override.is_sweep_override():
-        return [plain(override.value())]
-    try:
-        return [plain(value) for value in override.sweep_iterator()]
-    except HydraException as error:
-        raise ConfigError(
-            f"'{text}' is no list of values: use commas, range() or glob(), or a sweep file."
-        ) from error
 
 
 def _changed(blocks: list[Axes], changes: Axes, where: str) -> list[Axes]:

@@ -16,10 +16,18 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ..config import Run, Settings, check_option, compose_run, is_group, parse_override
+from ..config import (
+    Run,
+    Settings,
+    check_option,
+    compose_run,
+    is_group,
+    override_values,
+    parse_override,
+)
 from ..errors import ConfigError
 from ..store import RunStore, check_writable
-from ..sweep import load, override_values
+from ..sweep import load
 from .here import train_here
 
 
