@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -66,7 +67,12 @@ def test_every_command_runs(small_clone: Path) -> None:
 def test_make_runs_what_the_readme_says() -> None:
     for target, words in (("demo", "launch.py -m"), ("test", "-m pytest")):
         done = subprocess.run(
-            ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True
+            ["make", "-n", "--no-print-directory", target],
+            cwd=ROOT,
+            env={key: value for key, value in os.environ.items() if not key.startswith("MAKE")},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert words in done.stdout.strip().splitlines()[-1]
 

@@ -70,10 +70,17 @@ def wait_until(condition: object, timeout: float = 60) -> None:
 def at_work(store: RunStore, sweep: Sweep) -> list[int]:
     """Process ids of the workers that are in the middle of a run."""
     return [
-        int((store.folder(run.id) / "lock").read_text())
+        writer(store, run.id)
         for run in sweep.runs
         if store.status(run.id) == "running" and len(store.records(run.id)) > 1
     ]
+
+
+def writer(store: RunStore, run_id: str) -> int:
+    """The process that holds a run's lease; its id is written a moment after the lock is taken."""
+    path = store.folder(run_id) / "lock"
+    wait_until(path.read_text)
+    return int(path.read_text())
 
 
 def test_a_pool_gives_what_one_process_gives(store: RunStore, tmp_path: Path) -> None:
@@ -162,12 +169,11 @@ def test_a_run_that_kills_its_worker_twice_is_failed_and_the_others_go_on(
     victim = sweep.runs[0].id
     for _ in range(2):
         wait_until(lambda: store.status(victim) == "running" and len(store.records(victim)) > 1)
-        killed = int((store.folder(victim) / "lock").read_text())
+        killed = writer(store, victim)
         os.kill(killed, signal.SIGKILL)
         wait_until(
             lambda killed=killed: (
-                (store.folder(victim) / "lock").read_text() != str(killed)
-                or store.status(victim) == "failed"
+                store.status(victim) == "failed" or writer(store, victim) != killed
             )
         )
     output, _ = launcher.communicate(timeout=120)
