@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -53,6 +53,17 @@ def check(run: Run) -> None:
             f"model={run.choices['model']} cannot take the inputs of "
             f"dataset={run.choices['dataset']}, shape {tuple(inputs.shape)}: {error}"
         ) from error
+
+
+def problems(runs: Iterable[Run]) -> dict[str, str]:
+    """What ``check`` has against each of these runs: id to message; empty if nothing."""
+    found = {}
+    for run in runs:
+        try:
+            check(run)
+        except ConfigError as error:
+            found[run.id] = str(error)
+    return found
 
 
 def declared_dataset(name: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 
 from ..config import Run, Settings
-from ..errors import ConfigError
 from ..store import Record, RunStore
 from ..sweep import Sweep
 from .launch import Report, Say, conclude, prepare, refuse, representatives
@@ -17,7 +16,9 @@ def launch_here(sweep: Sweep, store: RunStore, say: Say, *, dry_run: bool) -> Re
     report = Report()
     if dry_run or not plan.pending:
         return report
-    refuse(_problems(representatives(plan.pending)), plan.pending)
+    from ..build import problems  # imports torch
+
+    refuse(problems(representatives(plan.pending)), plan.pending)
     for number, run in enumerate(plan.pending, start=1):
         say(f"[{number}/{len(plan.pending)}] {run.name} ({run.id})")
         status, cause, disk_full = train_here(run, store, sweep.settings, say)
@@ -52,15 +53,3 @@ def train_here(run: Run, store: RunStore, settings: Settings, say: Say) -> tuple
         for number, handler in before.items():
             signal.signal(number, handler)
     return outcome.status, outcome.cause, outcome.disk_full
-
-
-def _problems(runs: list[Run]) -> dict[str, str]:
-    from ..build import check
-
-    problems = {}
-    for run in runs:
-        try:
-            check(run)
-        except ConfigError as error:
-            problems[run.id] = str(error)
-    return problems

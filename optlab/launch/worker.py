@@ -10,7 +10,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ..config import Settings
-from ..errors import ConfigError
 from ..store import Record, RunStore
 
 
@@ -58,7 +57,8 @@ def work(connection: Connection, store_root: Path, settings: Settings, device_in
     """Serve requests until the connection closes or SIGTERM arrives between two runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the pool decides
     os.environ["OMP_NUM_THREADS"] = str(settings.runtime.threads)
-    from ..run import StopFlag, run_one  # imports torch, with the number of threads set
+    from ..build import problems  # imports torch, with the number of threads set
+    from ..run import StopFlag, run_one
 
     _choose_gpu(device_index)
     stop = StopFlag()
@@ -71,7 +71,7 @@ def work(connection: Connection, store_root: Path, settings: Settings, device_in
             return
         if isinstance(request, Check):
             with contextlib.suppress(BrokenPipeError):  # the pool has ended: so does the next recv
-                connection.send(Checked(_problems(request, store)))
+                connection.send(Checked(problems(map(store.load, request.run_ids))))
             continue
         run_id = request.run_id
 
@@ -84,18 +84,6 @@ def work(connection: Connection, store_root: Path, settings: Settings, device_in
         outcome = run_one(run_id, store, settings, stop=stop, report=report)
         with contextlib.suppress(BrokenPipeError):
             connection.send(Ended(run_id, outcome.status, outcome.cause, outcome.disk_full))
-
-
-def _problems(request: Check, store: RunStore) -> dict[str, str]:
-    from ..build import check
-
-    problems = {}
-    for run_id in request.run_ids:
-        try:
-            check(store.load(run_id))
-        except ConfigError as error:
-            problems[run_id] = str(error)
-    return problems
 
 
 def _choose_gpu(index: int) -> None:
