@@ -41,7 +41,7 @@ def settings(sweep: Sweep) -> Sequence[str]:
     methods = [run.method for run in sweep.runs]
     words = [""] * len(methods)
     for key in sorted({key for point in sweep.points for key in point} - IN_TABLE):
-        values = [str(point.get(key, "")) for point in sweep.points]
+        values = [_word(point.get(key, "")) for point in sweep.points]
         cells = zip(words, varies_within(methods, values), values, strict=True)
         words = [f"{word} {key}={value}".strip() if vary else word for word, vary, value in cells]
     return words

@@ -46,7 +46,7 @@ def _draw_panel(
         shown = np.where(curve.n > 0, np.minimum(curve.mean, curve.ceiling), np.nan)
         axes.plot(curve.lr, shown, _dash(curve), color=colour, marker=marker, markersize=3)
     axes.axhline(curves[0].ceiling, **CEILING)
-    axes.set_title(panel.replace("optimizer.", "").replace(" ", ", ") or "all", fontsize=8)
+    axes.set_title(panel.replace("optimizer.", "").replace(" ", ", ") or "all", fontsize=7)
 
 
 def _panel(curve: Curve) -> str:

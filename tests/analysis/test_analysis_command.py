@@ -78,6 +78,18 @@ def test_an_axis_that_the_table_of_runs_does_not_show_separates_curves(tmp_path)
     assert "AdamW (model.width=8)" in sweeps.analyse_sweep(sweep)
 
 
+def test_a_node_is_named_by_the_class_that_it_builds():
+    products = ",".join(
+        f"{{_target_:optlab.optim.product.{name}}}" for name in ("Max", "Euclidean")
+    )
+    sweep = ad_hoc(["optimizer=muonmax", f"optimizer.product={products}"])
+
+    assert set(sweeps.settings(sweep)) == {
+        "optimizer.product=Max",
+        "optimizer.product=Euclidean",
+    }
+
+
 def test_an_axis_with_one_value_per_method_is_no_setting(tmp_path):
     assert set(sweeps.settings(sweep_of(tmp_path, "model.width=8"))) == {""}
 
