@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -19,6 +20,8 @@ from optlab.launch.local import launch_local
 from optlab.store import RunStore
 from optlab.sweep import Sweep, ad_hoc
 from support import environment, shrunk
+
+T = TypeVar("T")
 
 # Long enough to be caught in the middle, short enough for a test.
 LONG = ("train.steps=1500", "train.eval_every=100", "optimizer=adamw,muonmax_momo", "seed=0,1")
@@ -60,11 +63,13 @@ def launcher(store: RunStore) -> Iterator[subprocess.Popen[str]]:
         process.stdout.close()
 
 
-def wait_until(condition: object, timeout: float = 60) -> None:
+def wait_until(condition: Callable[[], T], timeout: float = 60) -> T:
+    """The first value of ``condition`` that is true."""
     deadline = time.monotonic() + timeout
-    while not condition():  # type: ignore[operator]
+    while not (value := condition()):
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)
+    return value
 
 
 def at_work(store: RunStore, sweep: Sweep) -> list[int]:
@@ -79,8 +84,7 @@ def at_work(store: RunStore, sweep: Sweep) -> list[int]:
 def writer(store: RunStore, run_id: str) -> int:
     """The process that holds a run's lease; its id is written a moment after the lock is taken."""
     path = store.folder(run_id) / "lock"
-    wait_until(path.read_text)
-    return int(path.read_text())
+    return int(wait_until(path.read_text))
 
 
 def test_a_pool_gives_what_one_process_gives(store: RunStore, tmp_path: Path) -> None:
@@ -153,8 +157,7 @@ def test_a_killed_worker_costs_its_run_one_attempt(
     launcher: subprocess.Popen[str],
 ) -> None:
     sweep, expected = undisturbed
-    wait_until(lambda: at_work(store, sweep))
-    os.kill(at_work(store, sweep)[0], signal.SIGKILL)
+    os.kill(wait_until(lambda: at_work(store, sweep))[0], signal.SIGKILL)
     output, _ = launcher.communicate(timeout=120)
 
     assert launcher.returncode == 0, output
