@@ -1,0 +1,23 @@
+"""``python -m optlab data prepare NAME``: the files of a dataset, made to exist."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "the data that runs need"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True)
+    prepare = actions.add_parser("prepare", help="download and verify the files of a dataset")
+    prepare.add_argument("name", metavar="NAME", help="a file of conf/dataset/, such as mnist")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..build import declared_dataset
+    from ..data.base import data_folder
+    from ..data.prepare import prepare
+
+    dataset = declared_dataset(args.name)
+    prepare(args.name, dataset, data_folder(), lambda line: print(line, flush=True))
+    return 0
