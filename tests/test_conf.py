@@ -18,6 +18,9 @@ from optlab.train import Progress, train
 from support import TINY
 
 TEXT = {"python_docs", "shakespeare"}
+SHARDS = {
+    path.stem for path in (CONF / "dataset").glob("*.yaml") if "TokenShards" in path.read_text()
+}
 SMALL = ("model.width=8", "train.batch_size=2", "train.steps=2", "train.eval_every=2")
 
 
@@ -84,7 +87,19 @@ def test_every_schedule_steps(schedule: str) -> None:
     take_steps(compose_run([*SMALL, "optimizer=adamw", f"schedule={schedule}"])[0])
 
 
-@pytest.mark.parametrize("dataset", names("dataset"))
+@pytest.mark.parametrize("dataset", sorted(SHARDS))
+def test_every_dataset_of_shards_composes_and_asks_for_its_preparation(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTLAB_DATA", str(tmp_path))
+    run, _ = compose_run([f"dataset={dataset}", "model=gpt2_small", "optimizer=muon_adam"])
+
+    assert run.config["dataset"]["folder"] == dataset
+    with pytest.raises(ConfigError, match=f"data prepare {dataset}"):
+        check(run)
+
+
+@pytest.mark.parametrize("dataset", sorted(set(names("dataset")) - SHARDS))
 def test_every_dataset_feeds_a_model(dataset: str) -> None:
     model, extra = ("mlp", [])
     if dataset in TEXT:
