@@ -221,6 +221,15 @@ def test_a_step_is_a_function_of_seed_and_step_whatever_was_asked_before() -> No
     assert not torch.equal(training_windows(tokens, 16, seed=4, batch_size=24)(39)[0], inputs[39])
 
 
+def test_every_epoch_starts_its_windows_at_an_offset_of_its_own() -> None:
+    tokens = Tokens([np.arange(5000, dtype=TOKEN)])
+    windows = (5000 - 16) // 16
+    whole_epoch = training_windows(tokens, 16, seed=3, batch_size=windows)
+    offsets = {whole_epoch(epoch)[0][:, 0].min().item() for epoch in range(4)}
+
+    assert len(offsets) > 1 and max(offsets) < 16
+
+
 def test_validation_reads_windows_that_training_never_sees(folder: Path) -> None:
     dataset = shards()
     prepared(folder, dataset)
