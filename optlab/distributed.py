@@ -5,12 +5,12 @@ Nothing here imports torch. What the processes then do together is in ``team.py`
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import socket
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,15 @@ def _ranks(environment: Mapping[str, str], names: tuple[str, ...], keys: tuple[s
     return Ranks(rank, world, local_rank, hashlib.sha256(text.encode()).hexdigest()[:12])
 
 
+def check_share(batch_size: int, world: int) -> None:
+    """Raise unless every one of ``world`` processes gets a sample of each batch."""
+    if batch_size < world:
+        raise ConfigError(
+            f"train.batch_size is {batch_size}, and {world} processes are to share each batch, at"
+            f" least one sample each: take at most {batch_size} GPUs per run, or a larger batch."
+        )
+
+
 @dataclass(frozen=True)
 class Meeting:
     """The file by which rank 0 says where it listens, in the folder of the run.
@@ -100,11 +109,9 @@ class Meeting:
     def file(self) -> Path:
         return self.folder / f"meeting-{self.ranks.launch}.json"
 
-    def announce(self, port: int) -> str:
-        """Say that this process listens at ``port``; the token of this meeting."""
-        token = uuid.uuid4().hex
+    def announce(self, port: int, token: str) -> None:
+        """Say that this process listens at ``port``, and knows ``token``."""
         write_json(self.file, {"hosts": _own_addresses(), "port": port, "token": token})
-        return token
 
     def places(self, given_up: Callable[[], bool]) -> Iterator[tuple[str, int, str]]:
         """Host, port and token of listeners that answer, as often as asked, until given up."""
@@ -127,16 +134,14 @@ def _own_addresses() -> list[str]:
     """Where other processes may reach this one: by name, by address, from the same machine."""
     name = socket.gethostname()
     found = [name]
-    try:
+    with contextlib.suppress(OSError):  # a name that nobody can resolve
         found += [str(info[4][0]) for info in socket.getaddrinfo(name, None, socket.AF_INET)]
-    except OSError:  # a name that nobody can resolve
-        pass
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing; shows the address of the way out
-            found.append(probe.getsockname()[0])
-        except OSError:  # no network
-            pass
+    with (
+        contextlib.suppress(OSError),  # no network
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe,
+    ):
+        probe.connect(("192.0.2.1", 9))  # sends nothing; shows the address of the way out
+        found.append(probe.getsockname()[0])
     return list(dict.fromkeys([*found, "127.0.0.1"]))
 
 
