@@ -30,7 +30,7 @@ def slurm() -> None:
 
 @pytest.fixture
 def submit(slurm: None, tmp_path: Path) -> Iterator[Submit]:
-    """``sbatch OPTIONS --wrap SCRIPT``; the job's id. What is left of the jobs ends with the test."""
+    """``sbatch OPTIONS --wrap SCRIPT``; the id of the job, which ends with the test."""
     jobs = []
 
     def call(script: str, *options: str) -> str:

@@ -76,7 +76,7 @@ def test_a_machine_without_slurm_says_so(no_slurm: None) -> None:
 def test_a_slurm_that_does_not_answer_is_told_from_none(
     unanswering: None,
 ) -> None:
-    with pytest.raises(NoSlurm, match="squeue does not answer: .+") as raised:
+    with pytest.raises(NoSlurm, match="squeue does not answer: ") as raised:
         alive()
 
     assert raised.value.installed
