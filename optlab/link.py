@@ -60,6 +60,7 @@ class Link:
     def __init__(self, ranks: Ranks, store: TCPStore, bury: Bury) -> None:
         self.ranks, self.store, self._bury = ranks, store, bury
         self.leader_is_gone = False
+        self.gone = False  # some process has ended without a word
         self.hosts: list[str] = []
         self._messages = 0
         self._ended = threading.Event()  # the main thread ends the run: the watch may rest
@@ -140,6 +141,7 @@ class Link:
             self.leader_is_gone = True
             first, gone = own, [0]
         detail = f"{self._name(first['rank'])}:\n{first['detail']}"
+        self.gone = bool(gone)
         if gone:
             names = " and ".join(map(self._name, gone))
             return f"{names} is gone: killed, or out of memory?", detail

@@ -6,7 +6,6 @@ import errno
 import gc
 import hashlib
 import os
-import signal
 import socket
 import time
 import traceback
@@ -15,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any, Literal
 
 import torch
@@ -27,10 +25,13 @@ from .config import Run, Settings
 from .distributed import ONE, Ranks
 from .link import LeaderEnded, Link, Stopped, join
 from .optim.memory import keep_freed_memory
-from .store import Busy, Record, Result, RunStore, write_json
+from .stop import StopFlag
+from .store import Busy, Lease, Record, Result, RunStore, write_json
 from .team import Group, own_device
 from .tracking import Mirror
 from .train import Parts, Progress, random_states, set_random_states, train
+
+_CHECK_EVERY = 5.0  # seconds between two looks at whether the run is still ours
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,6 @@ class Outcome:
     status: Literal["finished", "diverged", "failed", "preempted", "busy"]
     cause: str = ""
     disk_full: bool = False
-
-
-class StopFlag:
-    """Set by a signal; the run saves and stops at the next step boundary."""
-
-    def __init__(self) -> None:
-        self.is_set = False
-
-    def listen(self, *signals: signal.Signals) -> None:
-        """Let these signals set the flag instead of ending the process."""
-        for number in signals:
-            signal.signal(number, self._set)
-
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.is_set = True
 
 
 class UnusableCheckpoint(Exception):
@@ -91,8 +76,8 @@ def _lead(
     link: Link | None,
 ) -> Outcome:
     try:
-        with store.lease(run_id):
-            return _attempt(run_id, store, settings, stop, report, link)
+        with store.lease(run_id) as lease:
+            return _attempt(run_id, store, settings, lease, stop, report, link)
     except Busy as error:
         return Outcome("busy", str(error))
     except OSError as error:  # the folder itself cannot be used
@@ -103,6 +88,7 @@ def _attempt(
     run_id: str,
     store: RunStore,
     settings: Settings,
+    lease: Lease,
     stop: StopFlag,
     report: Callable[[Record], None],
     link: Link | None,
@@ -110,14 +96,20 @@ def _attempt(
     result = store.result(run_id)
     if result is not None:  # another process finished it in the meantime
         return Outcome(result.outcome, result.cause)
+    if stop.is_set:
+        return Outcome("preempted", "stopped before it began")
     try:
-        (store.folder(run_id) / "failure.json").unlink(missing_ok=True)
-        store.reserve(run_id)
-        return _Attempt(store.load(run_id), store, settings, link).go(stop, report)
+        store.begin(run_id)
+        return _Attempt(store.load(run_id), store, settings, lease, link).go(stop, report)
+    except Busy:
+        raise
     except Exception as error:  # a failing run must not end the sweep; it is marked and told
         cause, detail = f"{type(error).__name__}: {error}", traceback.format_exc()
         if link is not None:
             cause, detail = link.explain(error)
+            if stop.is_set and link.gone:  # the job is being ended, and some processes were first
+                return Outcome("preempted", cause)
+        lease.check()  # not beside a successor
         _fail(run_id, store, cause, detail)
         return Outcome("failed", cause, getattr(error, "errno", None) == errno.ENOSPC)
 
@@ -156,6 +148,7 @@ def _together(
         if not ranks.leads:
             return _follow(run_id, store, settings, stop, link)
         outcome = _lead(run_id, store, settings, stop, report, link)
+        gc.collect()  # closes the connections of this process, for which its peers may be waiting
         link.conclude(asdict(outcome))
         return outcome
     finally:
@@ -168,16 +161,18 @@ def _follow(
     """Train along with rank 0, which writes; the outcome is what rank 0 says."""
     failure = None
     try:
-        _Attempt(store.load(run_id), store, settings, link).go(stop, lambda record: None)
+        _Attempt(store.load(run_id), store, settings, None, link).go(stop, lambda record: None)
     except LeaderEnded:
         pass
     except Exception as error:  # told to rank 0, or found there
         failure = link.explain(error)
-    gc.collect()  # closes the connections of this process, for which its peers may be waiting
+    gc.collect()  # as above
     outcome = link.outcome()
     if outcome is not None:
         return Outcome(**outcome)
     cause, detail = failure or ("rank 0 is gone", "rank 0 is gone")
+    if stop.is_set:  # the job is being ended, and rank 0 was first
+        return Outcome("preempted", cause)
     _fail_if_free(run_id, store, cause, detail)
     return Outcome("failed", cause)
 
@@ -197,9 +192,16 @@ def _fail_if_free(run_id: str, store: RunStore, cause: str, detail: str) -> None
 class _Attempt:
     """One execution of a run whose lease is held, by this process or by its rank 0."""
 
-    def __init__(self, run: Run, store: RunStore, settings: Settings, link: Link | None) -> None:
-        self.run, self.store, self.settings, self.link = run, store, settings, link
-        self.ranks = ONE if link is None else link.ranks
+    def __init__(
+        self,
+        run: Run,
+        store: RunStore,
+        settings: Settings,
+        lease: Lease | None,  # None in the processes that do not write
+        link: Link | None,
+    ) -> None:
+        self.run, self.store, self.settings, self.lease = run, store, settings, lease
+        self.link, self.ranks = link, ONE if link is None else link.ranks
         self.folder = store.folder(run.id)
         self.checkpoint = self.folder / "checkpoint.pt"
 
@@ -248,12 +250,15 @@ class _Attempt:
         report: Callable[[Record], None],
     ) -> Outcome | None:
         """Train to the end (None) or to a stop, saving on the way."""
-        saved = time.monotonic()
+        saved = checked = time.monotonic()
         for record in train(parts, self.run.train, progress):
             if record is not None:
                 self._keep(record, mirror, report)
             if progress.finished:
                 break
+            if self.lease is not None and time.monotonic() - checked > _CHECK_EVERY:
+                self.lease.check()
+                checked = time.monotonic()
             due = time.monotonic() - saved > self.settings.runtime.checkpoint_every
             stops = parts.team.stops(stop)
             if stops or due:
@@ -262,12 +267,15 @@ class _Attempt:
             if stops:
                 self._log(f"Stopped by a signal at step {progress.step}; saved.")
                 mirror.finish("preempted", {})
+                if self.lease is not None:
+                    self.store.preempt(self.run.id, progress.step)
                 return Outcome("preempted", f"stopped at step {progress.step}")
         return None
 
     def _keep(self, record: Record, mirror: Mirror, report: Callable[[Record], None]) -> None:
-        if not self.ranks.leads:
+        if self.lease is None:
             return
+        self.lease.check()
         self.store.append(self.run.id, record)
         mirror.log(record)
         report(record)
@@ -275,7 +283,7 @@ class _Attempt:
     def _finish(
         self, parts: Parts, progress: Progress, prints: tuple[str, str], mirror: Mirror
     ) -> Outcome:
-        if not self.ranks.leads:
+        if self.lease is None:
             return Outcome("diverged" if progress.cause else "finished", progress.cause)
         last = self.store.records(self.run.id)[-1]
         outcome = "diverged" if progress.cause else "finished"
@@ -294,6 +302,7 @@ class _Attempt:
             batch_fingerprint=prints[1],
         )
         mirror.finish(outcome, asdict(result))
+        self.lease.check()
         self._log(f"{outcome} at step {progress.step}. {progress.cause}".strip())
         self.store.finish(self.run.id, result)
         return Outcome(outcome, progress.cause)
@@ -335,8 +344,9 @@ class _Attempt:
             self.link.tell({"checkpoint": digest})
 
     def _save(self, parts: Parts, progress: Progress) -> None:
-        if not self.ranks.leads:
+        if self.lease is None:
             return
+        self.lease.check()
         content = {
             "run": self.run.id,
             "progress": asdict(progress),

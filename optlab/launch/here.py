@@ -6,6 +6,7 @@ import signal
 
 from ..config import Run, Settings
 from ..distributed import ONE, Ranks
+from ..stop import StopFlag
 from ..store import Record, RunStore
 from ..sweep import Sweep
 from .launch import Report, Say, conclude, prepare, refuse, representatives
@@ -39,7 +40,7 @@ def train_here(
     run: Run, store: RunStore, settings: Settings, say: Say, ranks: Ranks = ONE
 ) -> tuple[str, str, bool]:
     """Train one frozen run, saying every record; (status, cause, whether the disk is full)."""
-    from ..run import StopFlag, run_one  # imports torch
+    from ..run import run_one  # imports torch
 
     def report(record: Record) -> None:
         say(
