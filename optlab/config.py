@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from yaml import YAMLError
 
 from .composed import recall, remember
 from .errors import ConfigError, listed, nearest
+from .resources import check_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -84,6 +85,7 @@ class Settings:
 
     runtime: RuntimeConfig
     tracking: TrackingConfig
+    resources: Mapping[str, Any] = field(default_factory=dict)  # asked for by the parts' files
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ class Composer:
         settings = Settings(
             section(RuntimeConfig, resolved, "runtime"),
             section(TrackingConfig, resolved, "tracking"),
+            _take_resources(resolved, base.choices),
         )
         config = {key: value for key, value in resolved.items() if key not in OUTSIDE_ID}
         validate(config, settings, base.choices)
@@ -181,6 +184,17 @@ class Composer:
             tree, choices = known
             self._bases[groups] = _Base(tree, resolve(tree, choices), choices)
         return self._bases[groups]
+
+
+def _take_resources(resolved: Tree, choices: Mapping[str, str]) -> Tree:
+    """Remove ``resources`` from the sections of the groups; what they ask for together."""
+    asked: Tree = {}
+    for group, options in resolved.items():
+        if isinstance(options, dict) and "resources" in options:
+            request = options.pop("resources")
+            check_keys(request, f"conf/{group}/{choices.get(group)}.yaml")
+            asked.update(request)
+    return asked
 
 
 def compose_run(overrides: Sequence[str]) -> tuple[Run, Settings]:
@@ -438,10 +452,10 @@ def validate(config: Mapping[str, Any], settings: Settings, choices: Mapping[str
     if not 0 <= config["seed"] < 2**63:
         raise ConfigError(f"seed must be 0 or more and below 2^63, not {config['seed']}.")
     train = section(TrainConfig, config, "train")
-    for field in fields(train):
-        if not getattr(train, field.name) > 0:
+    for each in fields(train):
+        if not getattr(train, each.name) > 0:
             raise ConfigError(
-                f"train.{field.name} must be above 0, not {getattr(train, field.name)}."
+                f"train.{each.name} must be above 0, not {getattr(train, each.name)}."
             )
     step_size = config["optimizer"].get("step_size") or {}
     if step_size.get("lower_bound", 0.0) is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import signal
 import time
 import traceback
 import uuid
@@ -13,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any, Literal
 
 import torch
@@ -23,9 +21,12 @@ from .build import batch_fingerprint, build, choose_device, weights_fingerprint
 from .card import norm_card
 from .config import Run, Settings
 from .optim.memory import keep_freed_memory
-from .store import Busy, Record, Result, RunStore, write_json
+from .stop import StopFlag
+from .store import Busy, Lease, Record, Result, RunStore, write_json
 from .tracking import Mirror
 from .train import Parts, Progress, random_states, set_random_states, train
+
+_CHECK_EVERY = 5.0  # seconds between two looks at whether the run is still ours
 
 
 @dataclass(frozen=True)
@@ -35,22 +36,6 @@ class Outcome:
     status: Literal["finished", "diverged", "failed", "preempted", "busy"]
     cause: str = ""
     disk_full: bool = False
-
-
-class StopFlag:
-    """Set by a signal; the run saves and stops at the next step boundary."""
-
-    def __init__(self) -> None:
-        self.is_set = False
-
-    def listen(self, *signals: signal.Signals) -> None:
-        """Let these signals set the flag instead of ending the process."""
-        for number in signals:
-            signal.signal(number, self._set)
-
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.is_set = True
 
 
 class UnusableCheckpoint(Exception):
@@ -71,8 +56,8 @@ def run_one(
     ``log.txt`` and ``failure.json``.
     """
     try:
-        with store.lease(run_id):
-            return _attempt(run_id, store, settings, stop, report)
+        with store.lease(run_id) as lease:
+            return _attempt(run_id, store, settings, lease, stop, report)
     except Busy as error:
         return Outcome("busy", str(error))
     except OSError as error:  # the folder itself cannot be used
@@ -83,17 +68,22 @@ def _attempt(
     run_id: str,
     store: RunStore,
     settings: Settings,
+    lease: Lease,
     stop: StopFlag,
     report: Callable[[Record], None],
 ) -> Outcome:
     result = store.result(run_id)
     if result is not None:  # another process finished it in the meantime
         return Outcome(result.outcome, result.cause)
+    if stop.is_set:
+        return Outcome("preempted", "stopped before it began")
     try:
-        (store.folder(run_id) / "failure.json").unlink(missing_ok=True)
-        store.reserve(run_id)
-        return _Attempt(store.load(run_id), store, settings).go(stop, report)
+        store.begin(run_id)
+        return _Attempt(store.load(run_id), store, settings, lease).go(stop, report)
+    except Busy:
+        raise
     except Exception as error:  # a failing run must not end the sweep; it is marked and told
+        lease.check()  # not beside a successor
         cause = f"{type(error).__name__}: {error}"
         store.fail(run_id, cause, traceback.format_exc())
         _log(store.folder(run_id), traceback.format_exc())
@@ -103,8 +93,8 @@ def _attempt(
 class _Attempt:
     """One execution of a run whose lease is held."""
 
-    def __init__(self, run: Run, store: RunStore, settings: Settings) -> None:
-        self.run, self.store, self.settings = run, store, settings
+    def __init__(self, run: Run, store: RunStore, settings: Settings, lease: Lease) -> None:
+        self.run, self.store, self.settings, self.lease = run, store, settings, lease
         self.folder = store.folder(run.id)
         self.checkpoint = self.folder / "checkpoint.pt"
 
@@ -134,12 +124,15 @@ class _Attempt:
         report: Callable[[Record], None],
     ) -> Outcome | None:
         """Train to the end (None) or to a stop, saving on the way."""
-        saved = time.monotonic()
+        saved = checked = time.monotonic()
         for record in train(parts, self.run.train, progress):
             if record is not None:
                 self._keep(record, mirror, report)
             if progress.finished:
                 break
+            if time.monotonic() - checked > _CHECK_EVERY:
+                self.lease.check()
+                checked = time.monotonic()
             due = time.monotonic() - saved > self.settings.runtime.checkpoint_every
             if stop.is_set or due:
                 self._save(parts, progress)
@@ -147,10 +140,12 @@ class _Attempt:
             if stop.is_set:
                 self._log(f"Stopped by a signal at step {progress.step}; saved.")
                 mirror.finish("preempted", {})
+                self.store.preempt(self.run.id, progress.step)
                 return Outcome("preempted", f"stopped at step {progress.step}")
         return None
 
     def _keep(self, record: Record, mirror: Mirror, report: Callable[[Record], None]) -> None:
+        self.lease.check()
         self.store.append(self.run.id, record)
         mirror.log(record)
         report(record)
@@ -175,6 +170,7 @@ class _Attempt:
             batch_fingerprint=prints[1],
         )
         mirror.finish(outcome, asdict(result))
+        self.lease.check()
         self._log(f"{outcome} at step {progress.step}. {progress.cause}".strip())
         self.store.finish(self.run.id, result)
         return Outcome(outcome, progress.cause)
@@ -197,6 +193,7 @@ class _Attempt:
         return parts, progress
 
     def _save(self, parts: Parts, progress: Progress) -> None:
+        self.lease.check()
         content = {
             "run": self.run.id,
             "progress": asdict(progress),

@@ -32,10 +32,12 @@ from .config import (
     unique,
 )
 from .errors import ConfigError, nearest
+from .resources import Request, check_keys
 
 DEFAULT = "demo"
 FIGURES = ROOT / "analysis" / "figures"
-_KEYS = ("fixed", "grid", "seeds", "figures")
+_KEYS = ("fixed", "grid", "seeds", "figures", "resources")
+_RESOURCES = "resources"  # of a block; travels as an axis of one value, which is no override
 _LOG_KEYS = ("log10", "per_decade")
 
 Axes = dict[str, list[Any]]  # override key -> values; the product of the axes is a block of runs
@@ -53,6 +55,7 @@ class Sweep:
     figures: tuple[str, ...]
     settings: Settings
     notes: tuple[str, ...] = ()  # what a reader of the sweep should know
+    resources: tuple[Request, ...] = ()  # asked for by each run's files, parallel to ``runs``
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,8 @@ def _declared(path: Path) -> _Declared:
         raise ConfigError(f"{where}: grid must be a list of blocks, not {grid!r}.")
     if not grid:
         raise ConfigError(f"{where}: the grid is empty. State at least one block under 'grid'.")
-    blocks = [{**fixed, **_axes(block, where), **seeds} for block in grid]
+    shared = _resources(content.get(_RESOURCES), where)
+    blocks = [{**fixed, **_axes(block, where, shared), **seeds} for block in grid]
     return _Declared(blocks, _figures(content.get("figures") or ["lr_sensitivity"], where))
 
 
@@ -167,15 +171,25 @@ def _seeds(value: Any, where: str) -> list[int]:
     return seeds
 
 
-def _axes(block: Any, where: str) -> Axes:
+def _resources(value: Any, where: str) -> Request:
+    if value is None:
+        return {}
+    check_keys(value, where)
+    return value
+
+
+def _axes(block: Any, where: str, shared: Request) -> Axes:
     if not isinstance(block, dict) or not block:
         raise ConfigError(
             f"{where}: the grid has a block without axes ({block!r}); state some, such as "
             "'optimizer: [adamw]' and 'optimizer.lr: {log10: [-4, 0], per_decade: 2}'."
         )
-    for key in block:
-        _refuse_setting(str(key), where)
-    return {str(key): _values(str(key), value, where) for key, value in block.items()}
+    asked = {**shared, **_resources(block.get(_RESOURCES), where)}
+    axes = {str(key): value for key, value in block.items() if key != _RESOURCES}
+    for key in axes:
+        _refuse_setting(key, where)
+    values = {key: _values(key, value, where) for key, value in axes.items()}
+    return {**values, _RESOURCES: [asked]} if asked else values
 
 
 def _refuse_setting(key: str, where: str) -> None:
@@ -287,14 +301,16 @@ def _compose(
     composer = Composer()
     problems: Counter[str] = Counter()
     twins: Counter[tuple[str, str]] = Counter()
-    runs: dict[str, tuple[Run, Point, Settings]] = {}
+    runs: dict[str, tuple[Run, Point, Settings, Request]] = {}
     for point in points:
+        asked = point.pop(_RESOURCES, {})
         try:
             run, settings = composer.run({**point, **outside})
         except ConfigError as error:
             problems[str(error)] += 1
         else:
-            first, _, _ = runs.setdefault(run.id, (run, point, settings))
+            item = (run, point, settings, {**settings.resources, **asked})
+            first, *_ = runs.setdefault(run.id, item)
             if first.choices != run.choices:
                 twins[_options(first), _options(run)] += 1
     if problems:
@@ -304,8 +320,8 @@ def _compose(
     return Sweep(
         name,
         command,
-        tuple(run for run, _, _ in ordered),
-        tuple(point for _, point, _ in ordered),
+        tuple(run for run, *_ in ordered),
+        tuple(point for _, point, *_ in ordered),
         figures,
         ordered[0][2],
         tuple(
@@ -313,6 +329,7 @@ def _compose(
             f"stand once, as {first}."
             for (first, other), count in twins.items()
         ),
+        tuple(asked for *_, asked in ordered),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 from ..config import Run, Settings
+from ..stop import StopFlag
 from ..store import Record, RunStore
 from ..sweep import Sweep
 from .launch import Report, Say, conclude, prepare, refuse, representatives
@@ -36,7 +37,7 @@ def launch_here(sweep: Sweep, store: RunStore, say: Say, *, dry_run: bool) -> Re
 
 def train_here(run: Run, store: RunStore, settings: Settings, say: Say) -> tuple[str, str, bool]:
     """Train one frozen run, saying every record; (status, cause, whether the disk is full)."""
-    from ..run import StopFlag, run_one  # imports torch
+    from ..run import run_one  # imports torch
 
     def report(record: Record) -> None:
         say(
