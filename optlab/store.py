@@ -19,7 +19,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -60,6 +60,7 @@ RUN_COLUMNS = (
     "diverged_at",  # step
     "weights_fingerprint",  # of the initial weights
     "batch_fingerprint",  # of the first batch
+    "capped_steps",  # steps whose size was lr itself, the cap; NaN where no rule truncates it at lr
 )
 RECORD_COLUMNS = (
     "run",
@@ -71,6 +72,9 @@ RECORD_COLUMNS = (
     "lr",  # after the schedule
     "step_size",  # tau actually taken; lr where the method has no rule
     "dual_norm",  # of the averaged gradient in the product norm; NaN where the method has none
+    # share of the steps since the record before whose size was lr itself, the cap; NaN at step 0,
+    # where no step was taken, and where the method has no rule that truncates the step at lr
+    "capped",
 )
 
 
@@ -86,6 +90,7 @@ class Record:
     lr: float
     step_size: float
     dual_norm: float
+    capped: float = math.nan
     extra: dict[str, float] = field(default_factory=dict)  # e.g. accuracy
 
 
@@ -105,6 +110,14 @@ class Result:
     at_chance: bool
     weights_fingerprint: str
     batch_fingerprint: str
+    # Steps whose size was lr itself; null where no rule truncates the step at lr. With 0 no larger
+    # lr would change a bit, if nothing else depends on it. Results from before it was counted have
+    # no such key: a field that is added later has a default, and only such a field may be absent.
+    capped_steps: int | None = None
+
+
+_KNOWN = {each.name for each in fields(Result)}
+_REQUIRED = {each.name for each in fields(Result) if each.default is MISSING}
 
 
 class Busy(Exception):
@@ -159,8 +172,9 @@ class RunStore:
     def result(self, run_id: str) -> Result | None:
         """The result of a run that is done; None if it is not, or if the file is damaged."""
         content = _read_if_there(self.folder(run_id) / "result.json")
-        known = {each.name for each in fields(Result)}
-        return Result(**content) if content is not None and set(content) == known else None
+        if content is None or not _REQUIRED <= set(content) <= _KNOWN:
+            return None
+        return Result(**content)
 
     def is_done(self, run_id: str) -> bool:
         return self.result(run_id) is not None
@@ -257,7 +271,8 @@ class RunStore:
         import pandas as pd
 
         rows = [self._row(run) for run in runs]
-        return pd.DataFrame(rows, columns=list(RUN_COLUMNS))
+        table = pd.DataFrame(rows, columns=list(RUN_COLUMNS))
+        return table.astype({"capped_steps": float})
 
     def _row(self, run: Run) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -290,7 +305,9 @@ class RunStore:
         import pandas as pd
 
         rows = [{"run": run.id, **record} for run in runs for record in self.records(run.id)]
-        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(RECORD_COLUMNS))
+        table = pd.DataFrame(rows)
+        extra = [name for name in table.columns if name not in RECORD_COLUMNS]
+        return table.reindex(columns=[*RECORD_COLUMNS, *extra])
 
 
 def check_writable(folder: Path, key: str) -> None:
