@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from .certify import Certified, why_not
 from .config import Run
 from .errors import ConfigError
 
@@ -60,6 +61,7 @@ RUN_COLUMNS = (
     "diverged_at",  # step
     "weights_fingerprint",  # of the initial weights
     "batch_fingerprint",  # of the first batch
+    "certified_by",  # id of the run that this one, not trained, would repeat bit by bit; else ''
     "capped_steps",  # steps whose size was lr itself, the cap; NaN where no rule truncates it at lr
 )
 RECORD_COLUMNS = (
@@ -266,17 +268,31 @@ class RunStore:
         """Cause and detail of a failed run, else None."""
         return _read_if_there(self.folder(run_id) / "failure.json")
 
-    def runs_table(self, runs: Sequence[Run]) -> pd.DataFrame:
-        """One row per run, with the columns ``RUN_COLUMNS``; runs that do not exist are missing."""
+    def runs_table(self, runs: Sequence[Run], certified: Sequence[Certified] = ()) -> pd.DataFrame:
+        """One row per run, with the columns ``RUN_COLUMNS``; runs that do not exist are missing.
+
+        A ``certified`` run that was not trained has the outcome and the numbers of the one that it
+        would repeat, and that run's id in ``certified_by``; it is missing where that one certifies
+        it no longer.
+        """
         import pandas as pd
 
         rows = [self._row(run) for run in runs]
+        rows += [self._certified_row(each) for each in certified]
         table = pd.DataFrame(rows, columns=list(RUN_COLUMNS))
         return table.astype({"capped_steps": float})
+
+    def _certified_row(self, certified: Certified) -> dict[str, Any]:
+        row, result = self._row(certified.run), self.result(certified.by.id)
+        if self.is_done(certified.run.id) or why_not(certified.by, result, certified.run):
+            return row
+        assert result is not None
+        return {**row, **asdict(result), "certified_by": certified.by.id}
 
     def _row(self, run: Run) -> dict[str, Any]:
         row: dict[str, Any] = {
             "run": run.id,
+            "certified_by": "",
             "method": run.method,
             "lr": run.lr,
             "seed": run.seed,
