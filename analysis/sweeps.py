@@ -27,7 +27,7 @@ def analyse_sweep(sweep: Sweep, out: Path | None = None) -> str:
     runtime = sweep.settings.runtime
     store = RunStore(runtime.runs_folder)
     return analyse(
-        store.runs_table(sweep.runs).assign(setting=settings(sweep)),
+        store.runs_table(sweep.runs, sweep.certified).assign(setting=settings(sweep)),
         store.records_table(sweep.runs),
         name=sweep.name,
         out=runtime.results_folder / sweep.name if out is None else out,
@@ -37,11 +37,15 @@ def analyse_sweep(sweep: Sweep, out: Path | None = None) -> str:
 
 
 def settings(sweep: Sweep) -> Sequence[str]:
-    """For each run, its values of those axes that vary within its method: 'model.width=64'."""
-    methods = [run.method for run in sweep.runs]
+    """For each run, its values of those axes that vary within its method: 'model.width=64'.
+
+    In the order of the table: the sweep's runs, then the certified ones.
+    """
+    methods = [run.method for run in (*sweep.runs, *(each.run for each in sweep.certified))]
+    points = (*sweep.points, *sweep.certified_points)
     words = [""] * len(methods)
-    for key in sorted({key for point in sweep.points for key in point} - IN_TABLE):
-        values = [_word(point.get(key, "")) for point in sweep.points]
+    for key in sorted({key for point in points for key in point} - IN_TABLE):
+        values = [_word(point.get(key, "")) for point in points]
         cells = zip(words, varies_within(methods, values), values, strict=True)
         words = [f"{word} {key}={value}".strip() if vary else word for word, vary, value in cells]
     return words

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import gc
 import hashlib
+import math
 import os
 import socket
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -300,6 +302,7 @@ class _Attempt:
             at_chance=outcome == "finished" and not last["val_loss"] < parts.data.chance_loss,
             weights_fingerprint=prints[0],
             batch_fingerprint=prints[1],
+            capped_steps=capped_steps(self.store.records(self.run.id)),
         )
         mirror.finish(outcome, asdict(result))
         self.lease.check()
@@ -391,6 +394,21 @@ class _Attempt:
         if not self.ranks.leads:
             return
         _log(self.folder, line)
+
+
+def capped_steps(records: Sequence[Mapping[str, Any]]) -> int | None:
+    """Steps of a run whose size was lr itself; None where that was not counted at every step.
+
+    From the shares in its records, of which those that an older version wrote have none: a run
+    that was begun by it and resumed has not been counted from its first step.
+    """
+    if not all("capped" in record for record in records) or not records[-1]["step"]:
+        return None
+    total = 0.0
+    for before, record in pairwise(records):
+        steps = record["step"] - before["step"]
+        total += record["capped"] * steps if steps else 0.0  # NaN where there are no steps
+    return None if math.isnan(total) else round(total)
 
 
 class _HashingFile:

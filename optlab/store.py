@@ -21,13 +21,14 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from .certify import Certified, why_not
 from .config import Run
 from .errors import ConfigError
 
@@ -63,6 +64,8 @@ RUN_COLUMNS = (
     "diverged_at",  # step
     "weights_fingerprint",  # of the initial weights
     "batch_fingerprint",  # of the first batch
+    "certified_by",  # id of the run that this one, not trained, would repeat bit by bit; else ''
+    "capped_steps",  # steps whose size was lr itself, the cap; NaN where no rule truncates it at lr
 )
 RECORD_COLUMNS = (
     "run",
@@ -74,6 +77,9 @@ RECORD_COLUMNS = (
     "lr",  # after the schedule
     "step_size",  # tau actually taken; lr where the method has no rule
     "dual_norm",  # of the averaged gradient in the product norm; NaN where the method has none
+    # share of the steps since the record before whose size was lr itself, the cap; NaN at step 0,
+    # where no step was taken, and where the method has no rule that truncates the step at lr
+    "capped",
 )
 
 
@@ -89,6 +95,7 @@ class Record:
     lr: float
     step_size: float
     dual_norm: float
+    capped: float = math.nan
     extra: dict[str, float] = field(default_factory=dict)  # e.g. accuracy
 
 
@@ -108,6 +115,14 @@ class Result:
     at_chance: bool
     weights_fingerprint: str
     batch_fingerprint: str
+    # Steps whose size was lr itself; null where no rule truncates the step at lr. With 0 no larger
+    # lr would change a bit, if nothing else depends on it. Results from before it was counted have
+    # no such key: a field that is added later has a default, and only such a field may be absent.
+    capped_steps: int | None = None
+
+
+_KNOWN = {each.name for each in fields(Result)}
+_REQUIRED = {each.name for each in fields(Result) if each.default is MISSING}
 
 
 class Busy(Exception):
@@ -213,8 +228,9 @@ class RunStore:
     def result(self, run_id: str) -> Result | None:
         """The result of a run that is done; None if it is not, or if the file is damaged."""
         content = read_if_there(self.folder(run_id) / "result.json")
-        known = {each.name for each in fields(Result)}
-        return Result(**content) if content is not None and set(content) == known else None
+        if content is None or not _REQUIRED <= set(content) <= _KNOWN:
+            return None
+        return Result(**content)
 
     def is_done(self, run_id: str) -> bool:
         return self.result(run_id) is not None
@@ -324,16 +340,31 @@ class RunStore:
         """Cause and detail of a failed run, else None."""
         return read_if_there(self.folder(run_id) / "failure.json")
 
-    def runs_table(self, runs: Sequence[Run]) -> pd.DataFrame:
-        """One row per run, with the columns ``RUN_COLUMNS``; runs that do not exist are missing."""
+    def runs_table(self, runs: Sequence[Run], certified: Sequence[Certified] = ()) -> pd.DataFrame:
+        """One row per run, with the columns ``RUN_COLUMNS``; runs that do not exist are missing.
+
+        A ``certified`` run that was not trained has the outcome and the numbers of the one that it
+        would repeat, and that run's id in ``certified_by``; it is missing where that one certifies
+        it no longer.
+        """
         import pandas as pd
 
         rows = [self._row(run) for run in runs]
-        return pd.DataFrame(rows, columns=list(RUN_COLUMNS))
+        rows += [self._certified_row(each) for each in certified]
+        table = pd.DataFrame(rows, columns=list(RUN_COLUMNS))
+        return table.astype({"capped_steps": float})
+
+    def _certified_row(self, certified: Certified) -> dict[str, Any]:
+        row, result = self._row(certified.run), self.result(certified.by.id)
+        if self.is_done(certified.run.id) or why_not(certified.by, result, certified.run):
+            return row
+        assert result is not None
+        return {**row, **asdict(result), "certified_by": certified.by.id}
 
     def _row(self, run: Run) -> dict[str, Any]:
         row: dict[str, Any] = {
             "run": run.id,
+            "certified_by": "",
             "method": run.method,
             "lr": run.lr,
             "seed": run.seed,
@@ -362,7 +393,9 @@ class RunStore:
         import pandas as pd
 
         rows = [{"run": run.id, **record} for run in runs for record in self.records(run.id)]
-        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(RECORD_COLUMNS))
+        table = pd.DataFrame(rows)
+        extra = [name for name in table.columns if name not in RECORD_COLUMNS]
+        return table.reindex(columns=[*RECORD_COLUMNS, *extra])
 
 
 def check_writable(folder: Path, key: str) -> None:

@@ -10,8 +10,8 @@ import hashlib
 import itertools
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from . import extension as extensions
+from .certify import Certified
 from .config import (
     OUTSIDE_ID,
     ROOT,
@@ -32,13 +34,17 @@ from .config import (
     unique,
 )
 from .errors import ConfigError, nearest
+from .extend import Extend, grid_point, parse_extend
+from .extension import LR, CurveIds, overrides_of
 from .resources import Request, check_keys
 
 DEFAULT = "demo"
 FIGURES = ROOT / "analysis" / "figures"
-_KEYS = ("fixed", "grid", "seeds", "figures", "resources")
+_KEYS = ("fixed", "grid", "seeds", "figures", "resources", "extend")
 _RESOURCES = "resources"  # of a block; travels as an axis of one value, which is no override
 _LOG_KEYS = ("log10", "per_decade")
+_PARALLEL = ("runs", "points", "resources")  # the fields of ``Sweep`` with an entry a run
+_BY = "by"  # of a certified point: the learning rate of the run that it repeats; no override
 
 Axes = dict[str, list[Any]]  # override key -> values; the product of the axes is a block of runs
 Point = dict[str, Any]  # override key -> value
@@ -56,12 +62,17 @@ class Sweep:
     settings: Settings
     notes: tuple[str, ...] = ()  # what a reader of the sweep should know
     resources: tuple[Request, ...] = ()  # asked for by each run's files, parallel to ``runs``
+    file: str = ""  # that it grows with, below sweeps/; '' where the command line states the lrs
+    extend: Extend | None = None  # how its grids of learning rates grow; None: they stay
+    certified: tuple[Certified, ...] = ()  # not among ``runs``: need not be trained
+    certified_points: tuple[Point, ...] = ()  # parallel to ``certified``
 
 
 @dataclass(frozen=True)
 class _Declared:
     blocks: list[Axes]
     figures: tuple[str, ...]
+    extend: Extend | None
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Sweep:
@@ -69,6 +80,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Sweep:
 
     An override of a group (``optimizer=scion``) selects among the options that the file names;
     an override of a value (``optimizer.lr=0.1``, ``seed=range(0,5)``) replaces the file's values.
+    Learning rates that the sweep was extended by (see ``extension``) are part of it, unless an
+    override states the learning rates.
 
     Raises:
         ConfigError: no such sweep, an unknown key, an empty grid, runs that cannot be composed.
@@ -79,8 +92,66 @@ def load(name: str, overrides: Sequence[str] = ()) -> Sweep:
     changes, outside = _split(overrides)
     blocks = _changed(declared.blocks, changes, f"sweeps/{name}.yaml")
     command = shlex.join([f"sweeps={name}", *overrides])
-    return _compose(
-        _suffixed(name, changes), command, f"sweeps/{name}.yaml", blocks, declared.figures, outside
+
+    added, certified = _extension(name, blocks, changes, outside)
+    where, figures = f"sweeps/{name}.yaml", declared.figures
+    all_blocks = [*blocks, *added]
+    sweep = _compose(_suffixed(name, changes), command, where, all_blocks, figures, outside)
+    if LR in changes:
+        return sweep
+    sweep = replace(sweep, file=name, extend=declared.extend)
+    return _with_certified(sweep, certified, sum(len(_product(block)) for block in added))
+
+
+def _extension(
+    name: str, blocks: list[Axes], changes: Axes, outside: Point
+) -> tuple[list[Axes], list[Point]]:
+    """Blocks of what the sweep was extended by, and the points that are certified.
+
+    Of its own curves: what was added to others, under other overrides, is not this sweep's.
+    """
+    _, settings = Composer().run(outside)
+    extension = extensions.read(extensions.path_of(settings.runtime.runs_folder, name))
+    if not extension.rounds or LR in changes:
+        return [], []
+    curve_id = CurveIds()
+    added: list[Axes] = []
+    certified: list[Point] = []
+    for block in [block for block in blocks if LR in block]:
+        for curve in _product({**block, LR: [None], "seed": [None]}):
+            of_curve = curve_id(_without_resources(curve))
+            axes = {**{key: [value] for key, value in curve.items()}, "seed": block["seed"]}
+            lr = [lr for lr in extension.lr(of_curve) if lr not in block[LR]]
+            added += [{**axes, LR: lr}] if lr else []
+            for lr, by in extension.certified(of_curve).items():
+                points = map(_without_resources, _product({**axes, LR: [lr]}))
+                certified += [{**point, _BY: by} for point in points]
+    return added, certified
+
+
+def _without_resources(point: Point) -> Point:
+    return {key: value for key, value in point.items() if key != _RESOURCES}
+
+
+def _with_certified(sweep: Sweep, points: list[Point], added: int) -> Sweep:
+    """The sweep with its certified runs, and notes on what was not declared."""
+    composer = Composer()
+    certified: dict[str, tuple[Point, Certified]] = {}
+    for point in points:
+        by = point.pop(_BY)
+        run, _ = composer.run(overrides_of(point))
+        source, _ = composer.run({**overrides_of(point), LR: by})
+        certified[run.id] = (point, Certified(run, source))
+    for run in sweep.runs:  # declared or added after all
+        certified.pop(run.id, None)
+    notes = [f"{added} of its runs were added by python -m optlab extend."] if added else []
+    if certified:
+        notes.append(f"{len(certified)} more are certified: they would repeat others bit by bit.")
+    return replace(
+        sweep,
+        notes=(*sweep.notes, *notes),
+        certified=tuple(each for _, each in certified.values()),
+        certified_points=tuple(point for point, _ in certified.values()),
     )
 
 
@@ -105,6 +176,13 @@ def from_arguments(arguments: Sequence[str]) -> Sweep:
         return load(named[-1].removeprefix("sweeps="), overrides)
     axes, _ = _split(overrides)
     return ad_hoc(overrides) if axes else load(DEFAULT, overrides)
+
+
+def restricted(sweep: Sweep, ids: Container[str]) -> Sweep:
+    """The sweep of those of its runs that have these ids."""
+    kept = [index for index, run in enumerate(sweep.runs) if run.id in ids]
+    parts = {name: tuple(getattr(sweep, name)[index] for index in kept) for name in _PARALLEL}
+    return replace(sweep, **parts, notes=())
 
 
 def check_sweep(name: str) -> None:
@@ -148,7 +226,11 @@ def _declared(path: Path) -> _Declared:
         raise ConfigError(f"{where}: the grid is empty. State at least one block under 'grid'.")
     shared = _resources(content.get(_RESOURCES), where)
     blocks = [{**fixed, **_axes(block, where, shared), **seeds} for block in grid]
-    return _Declared(blocks, _figures(content.get("figures") or ["lr_sensitivity"], where))
+    extend = None if content.get("extend") is None else parse_extend(content["extend"], where)
+    if extend and not any(LR in block for block in blocks):
+        raise ConfigError(f"{where}: extend has nothing to extend: no block has the axis '{LR}'.")
+    figures = _figures(content.get("figures") or ["lr_sensitivity"], where)
+    return _Declared(blocks, figures, extend)
 
 
 def _figures(value: Any, where: str) -> tuple[str, ...]:
@@ -235,7 +317,7 @@ def log_grid(low: float, high: float, per_decade: int) -> list[float]:
     first, last = round(low * per_decade), round(high * per_decade)
     if first > last:
         raise ConfigError(f"A log grid must rise: log10: [{low}, {high}] is empty.")
-    return [float(f"{10 ** (k / per_decade):.4g}") for k in range(first, last + 1)]
+    return [grid_point(k, per_decade) for k in range(first, last + 1)]
 
 
 def _split(overrides: Sequence[str]) -> tuple[Axes, Point]:

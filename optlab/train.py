@@ -42,6 +42,8 @@ class Progress:
 
     step: int = 0  # optimizer steps taken
     records: int = 0  # yielded so far
+    recorded: int = 0  # step of the last record
+    capped_steps: int = 0  # at the last record: steps so far whose size was lr itself
     seconds: float = 0.0  # of training, evaluation excluded
     loss_sum: float = 0.0  # of the training losses since the last record, nats
     loss_count: int = 0
@@ -121,8 +123,10 @@ def _record(parts: Parts, config: TrainConfig, progress: Progress) -> Record:
     values = evaluate(parts)
     group = parts.optimizer.param_groups[0]
     train_loss = progress.loss_sum / progress.loss_count if progress.loss_count else math.nan
+    capped = _capped(group, progress)
     progress.loss_sum, progress.loss_count = 0.0, 0
     progress.records += 1
+    progress.recorded = progress.step
     return Record(
         step=progress.step,
         samples=progress.step * config.batch_size,
@@ -132,8 +136,18 @@ def _record(parts: Parts, config: TrainConfig, progress: Progress) -> Record:
         lr=float(group["lr"]),
         step_size=float(group.get("step_size", group["lr"])),
         dual_norm=float(group.get("dual_norm", math.nan)),
+        capped=capped,
         extra=values,
     )
+
+
+def _capped(group: dict[str, Any], progress: Progress) -> float:
+    """Share of the steps since the last record whose size was lr itself; counts them in."""
+    if "capped_steps" not in group:  # no step yet, or no rule that truncates
+        return math.nan
+    before, progress.capped_steps = progress.capped_steps, int(group["capped_steps"])
+    steps = progress.step - progress.recorded
+    return (progress.capped_steps - before) / steps if steps else math.nan
 
 
 @torch.no_grad()

@@ -228,7 +228,7 @@ def test_the_tables_have_their_columns_and_one_row_each(store: RunStore) -> None
     assert list(records["step"]) == [0, 6]
 
 
-@pytest.mark.parametrize("damage", ["", "{}", '{"outcome": "fin', "[]"])
+@pytest.mark.parametrize("damage", ["", "{}", '{"outcome": "fin', "[]", '{"capped_steps": 0}'])
 def test_a_damaged_result_is_a_failure_and_no_result(store: RunStore, damage: str) -> None:
     run, _ = tiny()
     store.freeze(run)
@@ -238,6 +238,22 @@ def test_a_damaged_result_is_a_failure_and_no_result(store: RunStore, damage: st
 
     assert store.status(run.id) == "failed" and not store.is_done(run.id)
     assert store.runs_table([run])["cause"][0] == "result.json is damaged"
+
+
+def test_a_store_from_before_the_count_of_capped_steps_is_read(store: RunStore) -> None:
+    run, _ = tiny()
+    store.freeze(run)
+    store.append(run.id, RECORD)
+    store.finish(run.id, RESULT)
+    folder = store.folder(run.id)
+    for name, key in (("result.json", "capped_steps"), ("records.jsonl", "capped")):
+        content = json.loads((folder / name).read_text())
+        del content[key]
+        (folder / name).write_text(json.dumps(content) + "\n")
+
+    assert store.result(run.id) == RESULT
+    assert np.isnan(store.runs_table([run])["capped_steps"][0])
+    assert np.isnan(store.records_table([run])["capped"][0])
 
 
 def test_damaged_records_are_named(store: RunStore) -> None:

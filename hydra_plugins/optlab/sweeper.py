@@ -10,6 +10,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from optlab.errors import ConfigError
+from optlab.launch.launch import Report
+from optlab.launch.rounds import extend_rounds
 from optlab.store import RunStore
 from optlab.sweep import from_arguments
 
@@ -17,6 +19,14 @@ from .launcher import HereLauncher, LocalLauncher
 
 
 class OptlabSweeper(Sweeper):
+    """Launches a sweep and lets it grow; with ``extend`` only the latter.
+
+    ``refine`` and ``rounds`` are those of ``launch.rounds.extend_rounds``.
+    """
+
+    def __init__(self, extend: bool, refine: bool, rounds: int | None) -> None:
+        self._extend, self._refine, self._rounds = extend, refine, rounds
+
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
@@ -33,9 +43,19 @@ class OptlabSweeper(Sweeper):
             )
         sweep = from_arguments(arguments)
         store = RunStore(sweep.settings.runtime.runs_folder)
-        report = launcher.launch_sweep(sweep, store)
+        report = Report() if self._extend else launcher.launch_sweep(sweep, store)
         if launcher.dry_run:
             return
+        if self._extend or (sweep.extend and report.ok):
+            report = extend_rounds(
+                lambda: from_arguments(arguments),
+                store,
+                launcher.launch_sweep,
+                print,
+                rounds=self._rounds,
+                refine=self._refine,
+            )
+            sweep = from_arguments(arguments)
         from analysis.sweeps import analyse_sweep  # half a second of pandas and matplotlib
 
         text = analyse_sweep(sweep)

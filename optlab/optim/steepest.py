@@ -23,7 +23,7 @@ from .norms import SHAPES, Norm, Shape, Spectral, shape_factor
 from .product import MATRIX_ROLES, ProductNorm
 from .roles import Assignment, as_matrix, assign
 from .sharing import Sharing, Work
-from .stepsize import LinearModel, StepSize
+from .stepsize import LinearModel, Step, StepSize
 
 Kind = Literal["constrained", "regularized"]
 NuclearNorm = Literal["polar", "stale", "frobenius"]
@@ -117,7 +117,8 @@ class SteepestDescent(torch.optim.Optimizer):
         """One step, after ``loss.backward()``; the closure returns the loss and is called once.
 
         Parameters without a gradient stay as they are. Leaves ``step_size`` and ``dual_norm``,
-        shape (), in the first parameter group.
+        shape (), in the first parameter group, and in ``capped_steps``, shape (), the number of
+        steps so far in which a rule that truncates τ at lr took lr itself.
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
         lr, power = self._lr(), POWER[self.kind]
@@ -134,14 +135,15 @@ class SteepestDescent(torch.optim.Optimizer):
         s = self.product.dualize(dual_norms, [these.role for these in layers for _ in these.x])
         dual_norm = dual_norms @ s
         model = LinearModel(value, dual_norm, self.param_groups[0].get("lower_bound"))
-        tau, lower_bound = self.step_size(lr, model, power)
+        chosen = self.step_size(lr, model, power)
+        tau = chosen.tau
         lengths = tau * dual_norm ** (power - 1) * s
 
         self._decay(layers, lr if self.decay_by == "lr" else tau)
         sizes = [len(these.x) for these in layers]
         for these, z_these, length in zip(layers, z, lengths.split(sizes), strict=True):
             _descend(these.x, z_these, length * self._shape_after(these))
-        self._record(tau, dual_norm, lower_bound)
+        self._record(chosen, dual_norm)
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -267,12 +269,15 @@ class SteepestDescent(torch.optim.Optimizer):
             )
         return rates.pop()
 
-    def _record(self, tau: float | Tensor, dual_norm: Tensor, lower_bound: Tensor | None) -> None:
+    def _record(self, chosen: Step, dual_norm: Tensor) -> None:
         first = self.param_groups[0]
-        first["step_size"] = torch.as_tensor(tau, dtype=torch.float64)
+        first["step_size"] = torch.as_tensor(chosen.tau, dtype=torch.float64)
         first["dual_norm"] = dual_norm
-        if lower_bound is not None:
-            first["lower_bound"] = lower_bound
+        if chosen.lower_bound is not None:
+            first["lower_bound"] = chosen.lower_bound
+        if chosen.capped is not None:
+            # not in place: after load_state_dict the count is on the CPU
+            first["capped_steps"] = first.get("capped_steps", 0) + chosen.capped
 
     def _assigned(self) -> list[Layers]:
         """The parameters, those that one call of their norm can serve together."""

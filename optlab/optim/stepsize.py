@@ -24,6 +24,9 @@ class Step(NamedTuple):
 
     tau: float | Tensor  # step size in [0, lr], shape ()
     lower_bound: Tensor | None = None  # an estimate to remember, nats, shape ()
+    # Whether τ is lr itself, bool, shape (): where it is not, any larger lr gives the same τ. None
+    # for rules whose τ always depends on lr.
+    capped: Tensor | None = None
 
 
 class StepSize(Protocol):
@@ -68,7 +71,8 @@ class Momo:
 
     def __call__(self, lr: float, model: LinearModel, power: int) -> Step:
         assert model.value is not None and self.lower_bound is not None
-        return Step(truncated(lr, model.value - self.lower_bound, model.dual_norm**power))
+        tau = truncated(lr, model.value - self.lower_bound, model.dual_norm**power)
+        return Step(tau, capped=tau >= lr)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class MomoStar:
         bound = torch.where(model.value < bound, halved, bound)
         decrease = model.dual_norm**power
         tau = truncated(lr, model.value - bound, decrease)
-        return Step(tau, (model.value - tau * decrease / 2).clamp(min=self.floor))
+        return Step(tau, (model.value - tau * decrease / 2).clamp(min=self.floor), tau >= lr)
 
 
 @dataclass(frozen=True)

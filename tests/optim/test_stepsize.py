@@ -43,6 +43,21 @@ def test_momo_stops_where_its_model_reaches_the_bound(power: int) -> None:
     assert 2.0 - float(tau) * 3.0**power == pytest.approx(1.5)
 
 
+@pytest.mark.parametrize("rule", [Momo(0.25), MomoStar(0.25)])
+@pytest.mark.parametrize("lr", [1e-3, 0.375, 0.4, 1e9])
+def test_momo_says_whether_the_step_is_the_learning_rate_itself(rule: StepSize, lr: float) -> None:
+    """The model reaches the bound at (1 - 0.25) / 2; at that very learning rate, both hold."""
+    step = rule(lr, model(1.0, 2.0), power=1)
+
+    assert step.capped is not None and step.capped.dtype == torch.bool
+    assert bool(step.capped) == (lr <= 0.375) == (float(step.tau) == lr)
+
+
+def test_rules_without_a_cap_have_none_to_tell_of() -> None:
+    assert Constant()(0.1, model(1.0, 2.0), power=1).capped is None
+    assert Clip(1.0)(0.1, model(1.0, 2.0), power=2).capped is None
+
+
 def test_momo_never_steps_uphill() -> None:
     assert float(Momo(50.0)(1.0, model(3.0, 2.0), 2).tau) == 0
 
