@@ -1,10 +1,11 @@
 """The run store: a folder per run, read back as tidy tables.
 
 ``runs/<id>/`` holds ``config.yaml`` (resolved, frozen at launch), ``job.json`` (labels),
-``records.jsonl`` (one line per record), ``checkpoint.pt`` (while unfinished), ``log.txt``,
-``meta.json`` (provenance), ``norms.json`` (which norm each parameter got), ``failure.json`` (why it
-failed, until it is run again) and ``result.json``, written last: its existence is "done". ``lock``
-is held by whoever writes the run.
+``records.jsonl`` (one line per record), ``diagnostics.jsonl`` (numbers per parameter role),
+``checkpoint.pt`` (while unfinished), ``log.txt``, ``meta.json`` (provenance), ``norms.json`` (which
+norm each parameter got), ``wandb.json`` (what W&B has of it), ``failure.json`` (why it failed,
+until it is run again) and ``result.json``, written last: its existence is "done". ``lock`` is held
+by whoever writes the run.
 """
 
 from __future__ import annotations
@@ -222,6 +223,26 @@ class RunStore:
                 "again to train that run anew."
             ) from error
 
+    def append_diagnostics(self, run_id: str, row: Mapping[str, Any]) -> None:
+        """Add one line to the run's diagnostics; ``step`` is among its keys."""
+        with (self.folder(run_id) / "diagnostics.jsonl").open("a") as file:
+            file.write(json.dumps(_encode(row)) + "\n")
+
+    def diagnostics(self, run_id: str) -> list[dict[str, Any]]:
+        """The run's diagnostics by step; a last line torn by a kill is left out."""
+        try:
+            lines = (self.folder(run_id) / "diagnostics.jsonl").read_text().split("\n")
+        except FileNotFoundError:
+            return []
+        return [_decode(json.loads(line)) for line in lines[:-1]]
+
+    def keep_diagnostics(self, run_id: str, step: int) -> None:
+        """Drop the diagnostics of the steps after ``step``: the run goes on from there."""
+        path = self.folder(run_id) / "diagnostics.jsonl"
+        if path.exists():
+            kept = [row for row in self.diagnostics(run_id) if row["step"] <= step]
+            write_text(path, "".join(json.dumps(_encode(row)) + "\n" for row in kept))
+
     def records_digest(self, run_id: str, count: int) -> str:
         """SHA-256 of the first ``count`` records, for a checkpoint to know them by."""
         lines = (self.folder(run_id) / "records.jsonl").read_text().split("\n")[:count]
@@ -254,12 +275,10 @@ class RunStore:
 
     def runs_table(self, runs: Sequence[Run]) -> pd.DataFrame:
         """One row per run, with the columns ``RUN_COLUMNS``; runs that do not exist are missing."""
-        import pandas as pd
+        return runs_frame([self.row(run) for run in runs])
 
-        rows = [self._row(run) for run in runs]
-        return pd.DataFrame(rows, columns=list(RUN_COLUMNS))
-
-    def _row(self, run: Run) -> dict[str, Any]:
+    def row(self, run: Run) -> dict[str, Any]:
+        """What is known of one run, by those of ``RUN_COLUMNS`` that it has."""
         row: dict[str, Any] = {
             "run": run.id,
             "method": run.method,
@@ -287,10 +306,23 @@ class RunStore:
 
     def records_table(self, runs: Sequence[Run]) -> pd.DataFrame:
         """One row per record, with the columns ``RECORD_COLUMNS`` and the extra metrics."""
-        import pandas as pd
+        return records_frame(
+            [{"run": run.id, **record} for run in runs for record in self.records(run.id)]
+        )
 
-        rows = [{"run": run.id, **record} for run in runs for record in self.records(run.id)]
-        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(RECORD_COLUMNS))
+
+def runs_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The table of runs whose rows are as ``RunStore.row`` gives them, wherever they come from."""
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=list(RUN_COLUMNS))
+
+
+def records_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The table of records, each with the id of its run, wherever they come from."""
+    import pandas as pd
+
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(RECORD_COLUMNS))
 
 
 def check_writable(folder: Path, key: str) -> None:

@@ -11,7 +11,7 @@ import itertools
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -307,13 +307,19 @@ def _compose(
         tuple(run for run, _, _ in ordered),
         tuple(point for _, point, _ in ordered),
         figures,
-        ordered[0][2],
+        _grouped(ordered[0][2], name),
         tuple(
             f"{count} runs of {other} have the config of {first}: they are the same runs, and "
             f"stand once, as {first}."
             for (first, other), count in twins.items()
         ),
     )
+
+
+def _grouped(settings: Settings, name: str) -> Settings:
+    """``settings`` with the sweep's name as the group of its runs in W&B, unless another is set."""
+    tracking = settings.tracking
+    return replace(settings, tracking=replace(tracking, group=tracking.group or name))
 
 
 def _options(run: Run) -> str:

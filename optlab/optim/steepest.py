@@ -108,6 +108,10 @@ class SteepestDescent(torch.optim.Optimizer):
         self.step_shape: Shape = step_shape
         super().__init__(params, {"lr": lr})
         self._layers = self._assigned()
+        self._last: tuple[list[str], Sequence[Tensor] | Tensor] = (
+            [],
+            (),
+        )  # for ``dual_norms_by_role``
         self._check_momentum_form()
 
     @torch.no_grad()
@@ -130,7 +134,8 @@ class SteepestDescent(torch.optim.Optimizer):
             z.append(these.norm.dualize(m, v))
             d.append(self._dual_norms(these, m, z[-1]))
         dual_norms = torch.cat(d)
-        s = self.product.dualize(dual_norms, [these.role for these in layers for _ in these.x])
+        roles = [these.role for these in layers for _ in these.x]
+        s = self.product.dualize(dual_norms, roles)
         dual_norm = dual_norms @ s
         model = LinearModel(value, dual_norm, self.param_groups[0].get("lower_bound"))
         tau, lower_bound = self.step_size(lr, model, power)
@@ -141,7 +146,16 @@ class SteepestDescent(torch.optim.Optimizer):
         for these, z_these, length in zip(layers, z, lengths.split(sizes), strict=True):
             _descend(these.x, z_these, length * self._shape_after(these))
         self._record(tau, dual_norm, lower_bound)
+        self._last = roles, dual_norms
         return loss
+
+    def dual_norms_by_role(self) -> dict[str, Tensor]:
+        """Of the last step: the sum of the layers' dual norms for each role, shape ()."""
+        roles, dual_norms = self._last
+        of_role: dict[str, list[Tensor]] = {}
+        for role, d in zip(roles, dual_norms, strict=True):
+            of_role.setdefault(role, []).append(d)
+        return {role: torch.stack(d).sum() for role, d in of_role.items()}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; it may come after steps have been taken."""
