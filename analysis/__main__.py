@@ -19,9 +19,31 @@ def main(arguments: list[str] | None = None) -> int:
 
     from .sweeps import analyse_sweep
 
+    if args.from_wandb is not None:
+        return _from_wandb(args)
     try:
         first = args.sweep if "=" in args.sweep else f"sweeps={args.sweep}"
         print(analyse_sweep(from_arguments([first, *args.overrides]), args.out))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _from_wandb(args: argparse.Namespace) -> int:
+    from optlab.config import compose_run
+    from optlab.errors import ConfigError
+
+    from .from_wandb import analyse_wandb
+
+    try:
+        overrides = [word for word in [args.sweep, *args.overrides] if word]
+        if args.group is None or any("=" not in word for word in overrides):
+            raise ConfigError(
+                "--from-wandb ENTITY/PROJECT needs --group SWEEP, and no sweep beside."
+            )
+        settings = compose_run(overrides)[1]
+        print(analyse_wandb(args.from_wandb, args.group, settings, args.out))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
@@ -44,6 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write into (default: results/SWEEP)"
     )
+    parser.add_argument(
+        "--from-wandb", metavar="ENTITY/PROJECT", help="read the runs from W&B instead of the store"
+    )
+    parser.add_argument("--group", metavar="SWEEP", help="with --from-wandb: which runs")
     return parser
 
 

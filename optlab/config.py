@@ -77,6 +77,9 @@ class TrackingConfig:
     mode: str
     project: str
     entity: str | None
+    group: str | None  # None: the name of the sweep that launches the run
+    tags: list[str]
+    diagnostics_every: int  # steps
 
 
 @dataclass(frozen=True)
@@ -470,7 +473,24 @@ def validate(config: Mapping[str, Any], settings: Settings, choices: Mapping[str
             f"{settings.runtime.threads} and {settings.runtime.checkpoint_every}."
         )
     _check_choice("runtime.device", settings.runtime.device, ("auto", "cpu", "cuda"))
-    _check_choice("tracking.mode", settings.tracking.mode, ("offline", "online", "off"))
+    _check_tracking(settings.tracking)
+
+
+def _check_tracking(tracking: TrackingConfig) -> None:
+    _check_choice("tracking.mode", tracking.mode, ("offline", "online", "off"))
+    if not re.fullmatch(r"[^/\\#?%:]{1,128}", tracking.project):
+        raise ConfigError(
+            f"tracking.project must be 1 to 128 characters without / \\ # ? % :, not "
+            f"'{tracking.project}'; the account or team is tracking.entity."
+        )
+    for tag in tracking.tags:
+        if not isinstance(tag, str) or not 0 < len(tag) <= 64:
+            raise ConfigError(f"tracking.tags must be words of 1 to 64 characters, not {tag!r}.")
+    if tracking.diagnostics_every < 0:
+        raise ConfigError(
+            "tracking.diagnostics_every must be a number of steps, or 0 for the evaluations alone, "
+            f"not {tracking.diagnostics_every}."
+        )
 
 
 def _check_choice(key: str, value: str, known: Sequence[str]) -> None:

@@ -24,13 +24,14 @@ from . import provenance
 from .build import batch_fingerprint, build, choose_device, weights_fingerprint
 from .card import norm_card
 from .config import Run, Settings
+from .diagnostics import Gauge, due_every
 from .distributed import ONE, Ranks
 from .link import LeaderEnded, Link, Stopped, join
 from .optim.memory import keep_freed_memory
 from .stop import StopFlag
 from .store import Busy, Lease, Record, Result, RunStore, write_json
 from .team import Group, own_device
-from .tracking import Mirror
+from .tracking.mirror import Mirror
 from .train import Parts, Progress, random_states, set_random_states, train
 
 _CHECK_EVERY = 5.0  # seconds between two looks at whether the run is still ours
@@ -230,16 +231,16 @@ class _Attempt:
             self._tell_resume(progress)
             replica = group.replicate(parts.model, parts.optimizer, self.run.train.batch_size)
             parts = replace(parts, team=group, replica=replica)
-        mirror = Mirror(self.folder)
+        mirror = Mirror(self.run, self.store, self.settings.tracking)
         if self.ranks.leads:
             self._write_meta(parts, prints, progress)
-            mirror = Mirror.start(self.run, self.folder, self.settings.tracking)
+            mirror = Mirror.start(self.run, self.store, self.settings.tracking)
         try:
             outcome = self._train(parts, progress, mirror, stop, report)
             if outcome is None:
                 outcome = self._finish(parts, progress, prints, mirror)
-        except BaseException:
-            mirror.finish("failed", {})
+        except BaseException as error:
+            mirror.finish("failed", f"{type(error).__name__}: {error}")
             raise
         return outcome
 
@@ -253,9 +254,9 @@ class _Attempt:
     ) -> Outcome | None:
         """Train to the end (None) or to a stop, saving on the way."""
         saved = checked = time.monotonic()
-        for record in train(parts, self.run.train, progress):
-            if record is not None:
-                self._keep(record, mirror, report)
+        gauge = self._gauge(parts)
+        for record in train(parts, self.run.train, progress, gauge):
+            self._keep(record, gauge.take(), mirror, report)
             if progress.finished:
                 break
             if self.lease is not None and time.monotonic() - checked > _CHECK_EVERY:
@@ -268,19 +269,35 @@ class _Attempt:
                 saved = time.monotonic()
             if stops:
                 self._log(f"Stopped by a signal at step {progress.step}; saved.")
-                mirror.finish("preempted", {})
+                mirror.finish("preempted")
                 if self.lease is not None:
                     self.store.preempt(self.run.id, progress.step)
                 return Outcome("preempted", f"stopped at step {progress.step}")
         return None
 
-    def _keep(self, record: Record, mirror: Mirror, report: Callable[[Record], None]) -> None:
-        if self.lease is None:
+    def _gauge(self, parts: Parts) -> Gauge:
+        every = self.settings.tracking.diagnostics_every
+        due = due_every(every, self.run.train.eval_every, self.run.train.steps)
+        return Gauge(parts.optimizer, due if self.ranks.leads else lambda step: False)
+
+    def _keep(
+        self,
+        record: Record | None,
+        diagnostics: dict[str, Any],
+        mirror: Mirror,
+        report: Callable[[Record], None],
+    ) -> None:
+        """Keep what a step boundary has brought, if anything."""
+        if self.lease is None or (record is None and not diagnostics):
             return
         self.lease.check()
-        self.store.append(self.run.id, record)
-        mirror.log(record)
-        report(record)
+        if diagnostics:
+            self.store.append_diagnostics(self.run.id, diagnostics)
+        if record is not None:
+            self.store.append(self.run.id, record)
+        mirror.log(record, diagnostics)
+        if record is not None:
+            report(record)
 
     def _finish(
         self, parts: Parts, progress: Progress, prints: tuple[str, str], mirror: Mirror
@@ -304,25 +321,28 @@ class _Attempt:
             batch_fingerprint=prints[1],
             capped_steps=capped_steps(self.store.records(self.run.id)),
         )
-        mirror.finish(outcome, asdict(result))
         self.lease.check()
         self._log(f"{outcome} at step {progress.step}. {progress.cause}".strip())
         self.store.finish(self.run.id, result)
+        mirror.finish(outcome)
         return Outcome(outcome, progress.cause)
 
     def _resume(self, parts: Parts) -> tuple[Parts, Progress]:
         """Parts and progress of the checkpoint; those of a start where there is no usable one."""
         if not self.checkpoint.exists():
             self.store.keep_records(self.run.id, 0)
+            self.store.keep_diagnostics(self.run.id, 0)
             return parts, Progress()
         try:
             progress = self._load(parts)
             self.store.keep_records(self.run.id, progress.records)
+            self.store.keep_diagnostics(self.run.id, progress.step)
         except UnusableCheckpoint as error:
             aside = self.checkpoint.with_name(f"checkpoint.unusable-{uuid.uuid4().hex[:6]}.pt")
             self.checkpoint.rename(aside)
             self._log(f"{error} Set aside as {aside.name}; the run starts over.")
             self.store.keep_records(self.run.id, 0)
+            self.store.keep_diagnostics(self.run.id, 0)
             return build(self.run, parts.device), Progress()  # the load may have touched the parts
         self._log(f"Resumed at step {progress.step}.")
         return parts, progress

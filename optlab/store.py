@@ -1,9 +1,10 @@
 """The run store: a folder per run, read back as tidy tables.
 
 ``runs/<id>/`` holds ``config.yaml`` (resolved, frozen at launch), ``job.json`` (labels),
-``records.jsonl`` (one line per record), ``checkpoint.pt`` (while unfinished), ``log.txt``,
-``meta.json`` (provenance), ``norms.json`` (which norm each parameter got), ``failure.json`` (why it
-failed, until it is run again), ``preempted.json`` (where it was stopped, until it goes on) and
+``records.jsonl`` (one line per record), ``diagnostics.jsonl`` (numbers per parameter role),
+``checkpoint.pt`` (while unfinished), ``log.txt``, ``meta.json`` (provenance), ``norms.json`` (which
+norm each parameter got), ``wandb.json`` (what W&B has of it), ``failure.json`` (why it failed,
+until it is run again), ``preempted.json`` (where it was stopped, until it goes on) and
 ``result.json``, written last: its existence is "done". ``lock`` is held by whoever writes the run,
 and ``owner.json`` says who that is.
 """
@@ -300,6 +301,26 @@ class RunStore:
                 "again to train that run anew."
             ) from error
 
+    def append_diagnostics(self, run_id: str, row: Mapping[str, Any]) -> None:
+        """Add one line to the run's diagnostics; ``step`` is among its keys."""
+        with (self.folder(run_id) / "diagnostics.jsonl").open("a") as file:
+            file.write(json.dumps(_encode(row)) + "\n")
+
+    def diagnostics(self, run_id: str) -> list[dict[str, Any]]:
+        """The run's diagnostics by step; a last line torn by a kill is left out."""
+        try:
+            lines = (self.folder(run_id) / "diagnostics.jsonl").read_text().split("\n")
+        except FileNotFoundError:
+            return []
+        return [_decode(json.loads(line)) for line in lines[:-1]]
+
+    def keep_diagnostics(self, run_id: str, step: int) -> None:
+        """Drop the diagnostics of the steps after ``step``: the run goes on from there."""
+        path = self.folder(run_id) / "diagnostics.jsonl"
+        if path.exists():
+            kept = [row for row in self.diagnostics(run_id) if row["step"] <= step]
+            write_text(path, "".join(json.dumps(_encode(row)) + "\n" for row in kept))
+
     def records_digest(self, run_id: str, count: int) -> str:
         """SHA-256 of the first ``count`` records, for a checkpoint to know them by."""
         lines = (self.folder(run_id) / "records.jsonl").read_text().split("\n")[:count]
@@ -347,21 +368,18 @@ class RunStore:
         would repeat, and that run's id in ``certified_by``; it is missing where that one certifies
         it no longer.
         """
-        import pandas as pd
-
-        rows = [self._row(run) for run in runs]
-        rows += [self._certified_row(each) for each in certified]
-        table = pd.DataFrame(rows, columns=list(RUN_COLUMNS))
-        return table.astype({"capped_steps": float})
+        rows = [self.row(run) for run in runs]
+        return runs_frame([*rows, *(self._certified_row(each) for each in certified)])
 
     def _certified_row(self, certified: Certified) -> dict[str, Any]:
-        row, result = self._row(certified.run), self.result(certified.by.id)
+        row, result = self.row(certified.run), self.result(certified.by.id)
         if self.is_done(certified.run.id) or why_not(certified.by, result, certified.run):
             return row
         assert result is not None
         return {**row, **asdict(result), "certified_by": certified.by.id}
 
-    def _row(self, run: Run) -> dict[str, Any]:
+    def row(self, run: Run) -> dict[str, Any]:
+        """What is known of one run, by those of ``RUN_COLUMNS`` that it has."""
         row: dict[str, Any] = {
             "run": run.id,
             "certified_by": "",
@@ -390,12 +408,25 @@ class RunStore:
 
     def records_table(self, runs: Sequence[Run]) -> pd.DataFrame:
         """One row per record, with the columns ``RECORD_COLUMNS`` and the extra metrics."""
-        import pandas as pd
+        return records_frame(
+            [{"run": run.id, **record} for run in runs for record in self.records(run.id)]
+        )
 
-        rows = [{"run": run.id, **record} for run in runs for record in self.records(run.id)]
-        table = pd.DataFrame(rows)
-        extra = [name for name in table.columns if name not in RECORD_COLUMNS]
-        return table.reindex(columns=[*RECORD_COLUMNS, *extra])
+
+def runs_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The table of runs whose rows are as ``RunStore.row`` gives them, wherever they come from."""
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype({"capped_steps": float})
+
+
+def records_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The table of records, each with the id of its run, wherever they come from."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows)
+    extra = [name for name in table.columns if name not in RECORD_COLUMNS]
+    return table.reindex(columns=[*RECORD_COLUMNS, *extra])
 
 
 def check_writable(folder: Path, key: str) -> None:

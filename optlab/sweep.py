@@ -405,7 +405,7 @@ def _compose(
         tuple(run for run, *_ in ordered),
         tuple(point for _, point, *_ in ordered),
         figures,
-        ordered[0][2],
+        _grouped(ordered[0][2], name),
         tuple(
             f"{count} runs of {other} have the config of {first}: they are the same runs, and "
             f"stand once, as {first}."
@@ -413,6 +413,12 @@ def _compose(
         ),
         tuple(asked for *_, asked in ordered),
     )
+
+
+def _grouped(settings: Settings, name: str) -> Settings:
+    """``settings`` with the sweep's name as the group of its runs in W&B, unless another is set."""
+    tracking = settings.tracking
+    return replace(settings, tracking=replace(tracking, group=tracking.group or name))
 
 
 def _options(run: Run) -> str:

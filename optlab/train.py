@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .config import TrainConfig
 from .data.base import Batch, Data
+from .diagnostics import Gauge
 from .schedule import Schedule
 from .store import Record
 from .team import Alone, Team, state_tensors
@@ -54,12 +55,15 @@ class Progress:
     finished: bool = False
 
 
-def train(parts: Parts, config: TrainConfig, progress: Progress) -> Iterator[Record | None]:
+def train(
+    parts: Parts, config: TrainConfig, progress: Progress, gauge: Gauge | None = None
+) -> Iterator[Record | None]:
     """Train from ``progress`` on; yield at every step boundary.
 
     What is yielded is a record at step 0, every ``eval_every`` steps and at the end, else None;
     the caller may save the state there, or stop. A training that diverges ends with the record of
     that step and ``progress.cause`` set: a loss that is not finite is found before it can step.
+    ``gauge`` measures the steps that it finds due.
     """
     if progress.step == 0 and progress.records == 0:
         progress.initial_norm = _weight_norm(parts.model)
@@ -67,7 +71,7 @@ def train(parts: Parts, config: TrainConfig, progress: Progress) -> Iterator[Rec
         progress.initial_loss = record.val_loss
         yield record
     while not progress.finished:
-        _advance(parts, config, progress)
+        _advance(parts, config, progress, gauge)
         last = progress.step == config.steps or bool(progress.cause)
         record = None
         if last or progress.step % config.eval_every == 0:
@@ -77,7 +81,7 @@ def train(parts: Parts, config: TrainConfig, progress: Progress) -> Iterator[Rec
         yield record
 
 
-def _advance(parts: Parts, config: TrainConfig, progress: Progress) -> None:
+def _advance(parts: Parts, config: TrainConfig, progress: Progress, gauge: Gauge | None) -> None:
     """One optimizer step, unless the loss at hand shows that the training has diverged."""
     started = time.perf_counter()
     lr_factor = parts.schedule(progress.step, config.steps)
@@ -93,8 +97,12 @@ def _advance(parts: Parts, config: TrainConfig, progress: Progress) -> None:
     progress.cause = _diverged(loss.item(), config, progress)
     if not progress.cause:
         parts.team.backward(part_loss, share)
+        if gauge is not None:
+            gauge.before(progress.step + 1)
         parts.optimizer.step(lambda: loss)  # type: ignore[arg-type]  # torch types it as float
         progress.step += 1
+        if gauge is not None:
+            gauge.after(progress.step)
     progress.seconds += time.perf_counter() - started
 
 

@@ -37,7 +37,9 @@ def importers(module: str) -> set[str]:
 
 
 def test_only_tracking_imports_wandb() -> None:
-    assert importers("wandb") == {"optlab/tracking.py"}
+    found = importers("wandb")
+
+    assert found and all(path.startswith("optlab/tracking/") for path in found)
 
 
 def test_only_launch_imports_submitit() -> None:

@@ -60,5 +60,12 @@ class OptlabSweeper(Sweeper):
 
         text = analyse_sweep(sweep)
         print(text)
+        if sweep.settings.tracking.mode == "online":
+            from analysis.page import refresh
+
+            try:
+                print(refresh(sweep))
+            except ConfigError as error:  # W&B is a mirror: the launch itself went well
+                print(error, file=sys.stderr)
         if not report.ok:
             sys.exit(1)

@@ -110,6 +110,10 @@ class SteepestDescent(torch.optim.Optimizer):
         self.sharing: Sharing | None = None  # of polar factors, among processes that step alike
         super().__init__(params, {"lr": lr})
         self._layers = self._assigned()
+        self._last: tuple[list[str], Sequence[Tensor] | Tensor] = (
+            [],
+            (),
+        )  # for ``dual_norms_by_role``
         self._check_momentum_form()
 
     @torch.no_grad()
@@ -132,7 +136,8 @@ class SteepestDescent(torch.optim.Optimizer):
             z.append(z_these)
             d.append(self._dual_norms(these, m, z_these))
         dual_norms = torch.cat(d)
-        s = self.product.dualize(dual_norms, [these.role for these in layers for _ in these.x])
+        roles = [these.role for these in layers for _ in these.x]
+        s = self.product.dualize(dual_norms, roles)
         dual_norm = dual_norms @ s
         model = LinearModel(value, dual_norm, self.param_groups[0].get("lower_bound"))
         chosen = self.step_size(lr, model, power)
@@ -144,7 +149,16 @@ class SteepestDescent(torch.optim.Optimizer):
         for these, z_these, length in zip(layers, z, lengths.split(sizes), strict=True):
             _descend(these.x, z_these, length * self._shape_after(these))
         self._record(chosen, dual_norm)
+        self._last = roles, dual_norms
         return loss
+
+    def dual_norms_by_role(self) -> dict[str, Tensor]:
+        """Of the last step: the sum of the layers' dual norms for each role, shape ()."""
+        roles, dual_norms = self._last
+        of_role: dict[str, list[Tensor]] = {}
+        for role, d in zip(roles, dual_norms, strict=True):
+            of_role.setdefault(role, []).append(d)
+        return {role: torch.stack(d).sum() for role, d in of_role.items()}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; it may come after steps have been taken."""
