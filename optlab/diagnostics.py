@@ -13,7 +13,8 @@ class Gauge:
     """Measures the optimizer steps that are due; the step itself stays as it is.
 
     ``dual_norm/ROLE``: the sum of the dual norms of the role's layers, for methods that have them.
-    ``update/ROLE``: root mean square of the change of the role's weights, decay included.
+    ``update/ROLE``: root mean square of the change of the role's weights, decay included; the role
+    is ``all`` where the optimizer has one group for all weights.
     Between ``before`` and ``after`` of a step that is due there is a second copy of the weights.
     """
 
@@ -34,7 +35,7 @@ class Gauge:
             return
         values = {f"dual_norm/{role}": d for role, d in self._dual_norms().items()}
         for group, old in zip(self._optimizer.param_groups, self._weights, strict=True):
-            values[f"update/{group['role']}"] = _rms_change(group["params"], old)
+            values[f"update/{group.get('role', 'all')}"] = _rms_change(group["params"], old)
         self._weights, self._measured = None, (step, values)
 
     def take(self) -> dict[str, Any]:
