@@ -22,7 +22,7 @@ from .momentum import CONVEX, FORMS, LOOKAHEAD, MEANS, Form, weights
 from .norms import SHAPES, Norm, Shape, Spectral, shape_factor
 from .product import MATRIX_ROLES, ProductNorm
 from .roles import Assignment, as_matrix, assign
-from .sharing import Sharing, Work
+from .sharing import Sharing
 from .stepsize import LinearModel, StepSize
 
 Kind = Literal["constrained", "regularized"]
@@ -318,24 +318,31 @@ def _shared(
     Matrices of one stack are iterated without regard to each other, so that a piece of a stack
     gives the bits that the whole gives (on one kind of processor).
     """
-    works, places = [], []
-    for index, (these, m, v) in enumerate(averages):
-        if isinstance(these.norm, Spectral):
-            size = -(-len(m) // sharing.world)
-            for piece in m.split(size):
-                works.append(_polar_work(these.norm, piece, v))
-                places.append(index)
-    if not works:
+    pieces = [
+        (index, piece)
+        for index, (these, m, _) in enumerate(averages)
+        if isinstance(these.norm, Spectral)
+        for piece in m.split(-(-len(m) // sharing.world))
+    ]
+    if not pieces:
         return {}
+
+    def compute(chosen: Sequence[int]) -> list[Tensor]:
+        mine = [pieces[i] for i in chosen]
+        return [averages[index][0].norm.dualize(m, None) for index, m in mine]
+
     z: dict[int, list[Tensor]] = {}
-    for index, result in zip(places, sharing.results(works, averages[0][1]), strict=True):
-        z.setdefault(index, []).append(result)
-    return {index: torch.cat(pieces) for index, pieces in z.items()}
+    stacks = [piece for _, piece in pieces]
+    found = sharing.shared(stacks, [_polar_cost(m) for m in stacks], compute)
+    for (index, _), z_piece in zip(pieces, found, strict=True):
+        z.setdefault(index, []).append(z_piece)
+    return {index: torch.cat(of_index) for index, of_index in z.items()}
 
 
-def _polar_work(norm: Norm, m: Tensor, v: Tensor | None) -> Work:
-    small, large = sorted(m.shape[-2:])
-    return Work(lambda: norm.dualize(m, v), m.shape, cost=len(m) * small**2 * large)
+def _polar_cost(m: Tensor) -> float:
+    """Of iterating a stack, in products of numbers, up to a factor."""
+    short, long = sorted(m.shape[-2:])
+    return len(m) * short**2 * long
 
 
 def _accumulate(m: list[Tensor], g: list[Tensor], past: float, new: float) -> None:
