@@ -24,7 +24,7 @@ from .data.base import Batch
 from .distributed import check_share
 from .errors import ConfigError
 from .link import Flag, Link
-from .optim.sharing import Work, gathered
+from .optim.sharing import gathered, owners
 from .optim.steepest import SteepestDescent
 
 COLLECTIVE_WITHIN = timedelta(minutes=10)  # a peer may be late by one checkpoint or evaluation
@@ -189,8 +189,13 @@ class Group:
                 " a constraint on the kind of GPU), and launch again."
             )
 
-    def results(self, works: Sequence[Work], like: Tensor) -> list[Tensor]:
-        return gathered(works, like, self.rank, self.world, self._all_gather)
+    def shared(
+        self,
+        units: Sequence[Sequence[Tensor]],
+        costs: Sequence[float],
+        compute: Callable[[int], Sequence[Tensor]],
+    ) -> list[list[Tensor]]:
+        return gathered(units, owners(costs, self.world), self.rank, compute, self._all_gather)
 
     def _all_gather(self, own: Tensor) -> list[Tensor]:
         parts = list(own.new_empty(self.world, *own.shape).unbind())

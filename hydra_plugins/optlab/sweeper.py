@@ -13,9 +13,9 @@ from optlab.errors import ConfigError
 from optlab.launch.launch import Report
 from optlab.launch.rounds import extend_rounds
 from optlab.store import RunStore
-from optlab.sweep import from_arguments
+from optlab.sweep import Sweep, from_arguments
 
-from .launcher import HereLauncher, LocalLauncher
+from .launcher import HereLauncher, LocalLauncher, SlurmLauncher
 
 
 class OptlabSweeper(Sweeper):
@@ -36,17 +36,17 @@ class OptlabSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         launcher = self._launcher
-        if not isinstance(launcher, HereLauncher | LocalLauncher):
+        if not isinstance(launcher, HereLauncher | LocalLauncher | SlurmLauncher):
             raise ConfigError(
                 f"The launcher {type(launcher).__name__} cannot launch optlab's sweeps: use "
-                "hydra/launcher=local or hydra/launcher=here."
+                "hydra/launcher=local, here or slurm."
             )
         sweep = from_arguments(arguments)
         store = RunStore(sweep.settings.runtime.runs_folder)
         report = Report() if self._extend else launcher.launch_sweep(sweep, store)
         if launcher.dry_run:
             return
-        if self._extend or (sweep.extend and report.ok):
+        if self._extend or (sweep.extend and report.ok and not report.waiting):
             report = extend_rounds(
                 lambda: from_arguments(arguments),
                 store,
@@ -56,6 +56,9 @@ class OptlabSweeper(Sweeper):
                 refine=self._refine,
             )
             sweep = from_arguments(arguments)
+        if report.waiting:
+            print(_what_next(sweep, report.waiting))
+            return
         from analysis.sweeps import analyse_sweep  # half a second of pandas and matplotlib
 
         text = analyse_sweep(sweep)
@@ -69,3 +72,13 @@ class OptlabSweeper(Sweeper):
                 print(error, file=sys.stderr)
         if not report.ok:
             sys.exit(1)
+
+
+def _what_next(sweep: Sweep, waiting: int) -> str:
+    """What to type once a detached launch has been submitted."""
+    words = sweep.command.removeprefix("sweeps=")
+    grow = f"; to extend it then: python -m optlab extend {words}" if sweep.extend else ""
+    return (
+        f"{waiting} runs are queued or running. Watch: python -m optlab status {words}; tables and "
+        f"figures: python -m analysis {words}{grow}."
+    )

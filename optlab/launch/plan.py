@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config import Run
-from ..store import DONE, RunStore, Status
+from ..store import DONE, RunStore
 from ..sweep import Sweep
+from .standing import ALIVE, State, standings
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Plan:
     """The runs of a sweep by what launching would do with them."""
 
     sweep: Sweep
-    counts: Counter[Status]
-    pending: tuple[Run, ...]  # to be trained: missing, preempted or failed
+    counts: Counter[State]
+    pending: tuple[Run, ...]  # to be trained: missing, preempted, failed or lost
     forecast: float | None  # seconds of training in one worker; None without an earlier run
 
     @property
@@ -33,9 +34,9 @@ class Plan:
 
 def make_plan(sweep: Sweep, store: RunStore) -> Plan:
     """Compare the sweep with what the store holds."""
-    status: dict[str, Status] = {run.id: store.status(run.id) for run in sweep.runs}
-    pending = tuple(run for run in sweep.runs if status[run.id] not in (*DONE, "running"))
-    counts: Counter[Status] = Counter(status.values())
+    found = standings([run.id for run in sweep.runs], store).of
+    pending = tuple(run for run in sweep.runs if found[run.id].state not in (*DONE, *ALIVE))
+    counts: Counter[State] = Counter(found[run.id].state for run in sweep.runs)
     return Plan(sweep, counts, pending, _forecast(sweep, pending, store))
 
 

@@ -1,39 +1,38 @@
-"""Work that several processes would all do alike, shared out among them: polar factors."""
+"""Tensors that several processes would all compute alike, shared out among them: polar factors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Work:
-    """A tensor that any process can compute."""
-
-    compute: Callable[[], Tensor]
-    shape: torch.Size
-    cost: float  # in any unit, the same for all works
-
-
 class Sharing(Protocol):
-    """Computes works, each in one of several processes that all call it with the same ones."""
+    """Processes that all ask for the same tensors, each of which one of them computes."""
 
     @property
     def world(self) -> int:
         """Processes."""
         ...
 
-    def results(self, works: Sequence[Work], like: Tensor) -> list[Tensor]:
-        """What the works compute, of the dtype and on the device of ``like``."""
+    def shared(
+        self,
+        units: Sequence[Sequence[Tensor]],
+        costs: Sequence[float],
+        compute: Callable[[int], Sequence[Tensor]],
+    ) -> list[list[Tensor]]:
+        """For every unit tensors shaped as its own, bit for bit the same in all processes.
+
+        ``compute`` is asked for those of one unit, in one process. All tensors are of one dtype and
+        on one device; ``costs`` of the units are in any unit.
+        """
         ...
 
 
 def owners(costs: Sequence[float], world: int) -> list[int]:
-    """Which rank takes which work: the costliest first, to whoever has least (LPT).
+    """Which rank takes which unit: the costliest first, to whoever has least (LPT).
 
     The largest load is at most 4/3 of the best possible one (Graham 1969).
     """
@@ -47,42 +46,29 @@ def owners(costs: Sequence[float], world: int) -> list[int]:
 
 
 def gathered(
-    works: Sequence[Work],
-    like: Tensor,
+    units: Sequence[Sequence[Tensor]],
+    chosen: Sequence[int],
     rank: int,
-    world: int,
+    compute: Callable[[int], Sequence[Tensor]],
     all_gather: Callable[[Tensor], Sequence[Tensor]],
-) -> list[Tensor]:
-    """The results of all works, of which this ``rank`` computes its own.
+) -> list[list[Tensor]]:
+    """The tensors of all units, of which this ``rank`` computes those that ``chosen`` gives to it.
 
-    ``all_gather`` gives every rank's tensor for this rank's one, all being of one size: the shorter
+    ``all_gather`` gives every rank's vector for this rank's one, all of one length: the shorter
     ones are padded.
     """
-    chosen = owners([work.cost for work in works], world)
-    sizes = [0] * world
-    for work, owner in zip(works, chosen, strict=True):
-        sizes[owner] += work.shape.numel()
-    own = like.new_zeros(max(sizes))
-    mine = [
-        work.compute().reshape(-1)
-        for work, owner in zip(works, chosen, strict=True)
-        if owner == rank
-    ]
+    lengths: dict[int, int] = {}
+    for unit, owner in zip(units, chosen, strict=True):
+        lengths[owner] = lengths.get(owner, 0) + sum(map(Tensor.numel, unit))
+    own = units[0][0].new_zeros(max(lengths.values()))
+    mine = [index for index, owner in enumerate(chosen) if owner == rank]
     if mine:
-        torch.cat(mine, out=own[: sizes[rank]])
-    parts = [iter(part) for part in _cut(all_gather(own), works, chosen)]
-    return [next(parts[owner]) for owner in chosen]
-
-
-def _cut(
-    gathered_parts: Sequence[Tensor], works: Sequence[Work], chosen: Sequence[int]
-) -> list[list[Tensor]]:
-    """Each rank's tensor as the results of its works, in their order."""
-    cut = []
-    for rank, part in enumerate(gathered_parts):
-        shapes = [work.shape for work, owner in zip(works, chosen, strict=True) if owner == rank]
-        pieces = part[: sum(shape.numel() for shape in shapes)].split(
-            [shape.numel() for shape in shapes]
-        )
-        cut.append([piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)])
-    return cut
+        flat = torch.cat([z.reshape(-1) for index in mine for z in compute(index)])
+        own[: len(flat)] = flat
+    vectors = list(all_gather(own))
+    found = []
+    for unit, owner in zip(units, chosen, strict=True):
+        sizes = [tensor.numel() for tensor in unit]
+        *pieces, vectors[owner] = vectors[owner].split([*sizes, len(vectors[owner]) - sum(sizes)])
+        found.append([z.view(tensor.shape) for z, tensor in zip(pieces, unit, strict=True)])
+    return found
