@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,8 +37,9 @@ from .resources import Request, check_keys
 
 DEFAULT = "demo"
 FIGURES = ROOT / "analysis" / "figures"
-_KEYS = ("fixed", "grid", "seeds", "figures", "resources")
+_KEYS = ("fixed", "grid", "seeds", "figures", "resources", "budget")
 _RESOURCES = "resources"  # of a block; travels as an axis of one value, which is no override
+_GPU_HOURS = "budget.gpu_hours"  # as an override; says nothing about the runs
 _LOG_KEYS = ("log10", "per_decade")
 
 Axes = dict[str, list[Any]]  # override key -> values; the product of the axes is a block of runs
@@ -56,12 +58,14 @@ class Sweep:
     settings: Settings
     notes: tuple[str, ...] = ()  # what a reader of the sweep should know
     resources: tuple[Request, ...] = ()  # asked for by each run's files, parallel to ``runs``
+    budget: float | None = None  # GPU-hours that the sweep may cost in all; None: any number
 
 
 @dataclass(frozen=True)
 class _Declared:
     blocks: list[Axes]
     figures: tuple[str, ...]
+    budget: float | None
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Sweep:
@@ -79,8 +83,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> Sweep:
     changes, outside = _split(overrides)
     blocks = _changed(declared.blocks, changes, f"sweeps/{name}.yaml")
     command = shlex.join([f"sweeps={name}", *overrides])
+    sweep_file = f"sweeps/{name}.yaml"
+    outside = {_GPU_HOURS: declared.budget, **outside}
     return _compose(
-        _suffixed(name, changes), command, f"sweeps/{name}.yaml", blocks, declared.figures, outside
+        _suffixed(name, changes), command, sweep_file, blocks, declared.figures, outside
     )
 
 
@@ -148,7 +154,8 @@ def _declared(path: Path) -> _Declared:
         raise ConfigError(f"{where}: the grid is empty. State at least one block under 'grid'.")
     shared = _resources(content.get(_RESOURCES), where)
     blocks = [{**fixed, **_axes(block, where, shared), **seeds} for block in grid]
-    return _Declared(blocks, _figures(content.get("figures") or ["lr_sensitivity"], where))
+    figures = _figures(content.get("figures") or ["lr_sensitivity"], where)
+    return _Declared(blocks, figures, _budget(content.get("budget"), where))
 
 
 def _figures(value: Any, where: str) -> tuple[str, ...]:
@@ -162,6 +169,23 @@ def _figures(value: Any, where: str) -> tuple[str, ...]:
                 f"analysis/figures/ has: {', '.join(sorted(known))}."
             )
     return tuple(value)
+
+
+def _budget(value: Any, where: str) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or list(value) != ["gpu_hours"]:
+        raise ConfigError(f"{where}: budget must be {{gpu_hours: number}}, not {value!r}.")
+    return _gpu_hours(value["gpu_hours"], where)
+
+
+def _gpu_hours(value: Any, where: str) -> float | None:
+    if value is not None and (type(value) not in (int, float) or not 0 <= value < math.inf):
+        raise ConfigError(
+            f"{where}: budget.gpu_hours must be a number of at least 0, or null for no budget, "
+            f"not {value!r}."
+        )
+    return value
 
 
 def _seeds(value: Any, where: str) -> list[int]:
@@ -245,7 +269,7 @@ def _split(overrides: Sequence[str]) -> tuple[Axes, Point]:
     given = unique([(str(parse_override(text).key_or_group), text) for text in overrides])
     for key, text in given.items():
         values = override_values(text)
-        if key.split(".")[0] not in OUTSIDE_ID:
+        if key.split(".")[0] not in (*OUTSIDE_ID, "budget"):
             axes[key] = values
         elif len(values) == 1:
             outside[key] = values[0]
@@ -298,6 +322,7 @@ def _compose(
     outside: Point,
 ) -> Sweep:
     points = [point for block in blocks for point in _product(block)]
+    budget = _gpu_hours(outside.pop(_GPU_HOURS, None), "The command line")
     composer = Composer()
     problems: Counter[str] = Counter()
     twins: Counter[tuple[str, str]] = Counter()
@@ -330,6 +355,7 @@ def _compose(
             for (first, other), count in twins.items()
         ),
         tuple(asked for *_, asked in ordered),
+        budget,
     )
 
 
