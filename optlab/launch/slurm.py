@@ -59,8 +59,8 @@ def options(settings: Mapping[str, Any], given: frozenset[str]) -> Options:
         ConfigError: a value of the wrong type.
     """
     setup = settings["setup"] or []
-    lines = [setup] if isinstance(setup, str) else list(setup)
-    if not all(isinstance(line, str) for line in lines):
+    lines = [setup] if isinstance(setup, str) else setup
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise ConfigError(f"hydra.launcher.setup must be a list of lines of shell, not {setup!r}.")
     for key, least in {"max_array": 1, "save_within": 10, "max_requeues": 0}.items():
         _check_count(key, settings[key], least)
