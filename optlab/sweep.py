@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import shlex
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
@@ -40,8 +41,9 @@ from .resources import Request, check_keys
 
 DEFAULT = "demo"
 FIGURES = ROOT / "analysis" / "figures"
-_KEYS = ("fixed", "grid", "seeds", "figures", "resources", "extend")
+_KEYS = ("fixed", "grid", "seeds", "figures", "resources", "budget", "extend")
 _RESOURCES = "resources"  # of a block; travels as an axis of one value, which is no override
+_GPU_HOURS = "budget.gpu_hours"  # as an override; says nothing about the runs
 _LOG_KEYS = ("log10", "per_decade")
 _PARALLEL = ("runs", "points", "resources")  # the fields of ``Sweep`` with an entry a run
 _BY = "by"  # of a certified point: the learning rate of the run that it repeats; no override
@@ -62,6 +64,7 @@ class Sweep:
     settings: Settings
     notes: tuple[str, ...] = ()  # what a reader of the sweep should know
     resources: tuple[Request, ...] = ()  # asked for by each run's files, parallel to ``runs``
+    budget: float | None = None  # GPU-hours that the sweep may cost in all; None: any number
     file: str = ""  # that it grows with, below sweeps/; '' where the command line states the lrs
     extend: Extend | None = None  # how its grids of learning rates grow; None: they stay
     certified: tuple[Certified, ...] = ()  # not among ``runs``: need not be trained
@@ -72,6 +75,7 @@ class Sweep:
 class _Declared:
     blocks: list[Axes]
     figures: tuple[str, ...]
+    budget: float | None
     extend: Extend | None
 
 
@@ -95,7 +99,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Sweep:
 
     added, certified = _extension(name, blocks, changes, outside)
     where, figures = f"sweeps/{name}.yaml", declared.figures
-    all_blocks = [*blocks, *added]
+    all_blocks, outside = [*blocks, *added], {_GPU_HOURS: declared.budget, **outside}
     sweep = _compose(_suffixed(name, changes), command, where, all_blocks, figures, outside)
     if LR in changes:
         return sweep
@@ -110,7 +114,7 @@ def _extension(
 
     Of its own curves: what was added to others, under other overrides, is not this sweep's.
     """
-    _, settings = Composer().run(outside)
+    _, settings = Composer().run({k: v for k, v in outside.items() if k != _GPU_HOURS})
     extension = extensions.read(extensions.path_of(settings.runtime.runs_folder, name))
     if not extension.rounds or LR in changes:
         return [], []
@@ -230,7 +234,7 @@ def _declared(path: Path) -> _Declared:
     if extend and not any(LR in block for block in blocks):
         raise ConfigError(f"{where}: extend has nothing to extend: no block has the axis '{LR}'.")
     figures = _figures(content.get("figures") or ["lr_sensitivity"], where)
-    return _Declared(blocks, figures, extend)
+    return _Declared(blocks, figures, _budget(content.get("budget"), where), extend)
 
 
 def _figures(value: Any, where: str) -> tuple[str, ...]:
@@ -244,6 +248,23 @@ def _figures(value: Any, where: str) -> tuple[str, ...]:
                 f"analysis/figures/ has: {', '.join(sorted(known))}."
             )
     return tuple(value)
+
+
+def _budget(value: Any, where: str) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or list(value) != ["gpu_hours"]:
+        raise ConfigError(f"{where}: budget must be {{gpu_hours: number}}, not {value!r}.")
+    return _gpu_hours(value["gpu_hours"], where)
+
+
+def _gpu_hours(value: Any, where: str) -> float | None:
+    if value is not None and (type(value) not in (int, float) or not 0 <= value < math.inf):
+        raise ConfigError(
+            f"{where}: budget.gpu_hours must be a number of at least 0, or null for no budget, "
+            f"not {value!r}."
+        )
+    return value
 
 
 def _seeds(value: Any, where: str) -> list[int]:
@@ -327,7 +348,7 @@ def _split(overrides: Sequence[str]) -> tuple[Axes, Point]:
     given = unique([(str(parse_override(text).key_or_group), text) for text in overrides])
     for key, text in given.items():
         values = override_values(text)
-        if key.split(".")[0] not in OUTSIDE_ID:
+        if key.split(".")[0] not in (*OUTSIDE_ID, "budget"):
             axes[key] = values
         elif len(values) == 1:
             outside[key] = values[0]
@@ -380,6 +401,7 @@ def _compose(
     outside: Point,
 ) -> Sweep:
     points = [point for block in blocks for point in _product(block)]
+    budget = _gpu_hours(outside.pop(_GPU_HOURS, None), "The command line")
     composer = Composer()
     problems: Counter[str] = Counter()
     twins: Counter[tuple[str, str]] = Counter()
@@ -412,6 +434,7 @@ def _compose(
             for (first, other), count in twins.items()
         ),
         tuple(asked for *_, asked in ordered),
+        budget,
     )
 
 

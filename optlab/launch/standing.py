@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from ..store import DONE, RunStore, write_json
+from ..store import DONE, RunStore
 from .queue import Job, NoSlurm, alive, why_ended
 
 State = Literal[
@@ -106,7 +106,7 @@ def _standing(
     stopped = _written(store, run_id, "preempted.json") > _written(store, run_id, "slurm.json")
     if own == "preempted" and stopped:
         return Standing("preempted", "", job)
-    return Standing("lost", "its job is gone" if job else "slurm.json is damaged", job)
+    return Standing("lost", "its job is gone" if job else "its submission broke off", job)
 
 
 def _written(store: RunStore, run_id: str, name: str) -> int:
@@ -152,22 +152,17 @@ def failure_cause(run_id: str, store: RunStore) -> str:
 def submission(run_id: str, store: RunStore) -> Submission | None:
     """The job that a run was last given to, None if it never was.
 
-    A file that cannot be read gives one without a job: the run was submitted, nobody knows how.
+    Without a job: its submission has begun and not ended, or the file cannot be read.
     """
     try:
         content = json.loads(_submission_file(run_id, store).read_text())
         known = {field.name for field in fields(Submission)}
-        return Submission(**{key: value for key, value in content.items() if key in known})
+        found = Submission(**{key: value for key, value in content.items() if key in known})
+        return found if isinstance(found.job, str) else Submission("", "", "", "")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, AttributeError):
         return Submission("", "", "", "")
-
-
-def write_submission(run_id: str, store: RunStore, given: Submission) -> None:
-    """Write down, whole or not at all, which job a run was given to."""
-    content = {field.name: getattr(given, field.name) for field in fields(Submission)}
-    write_json(_submission_file(run_id, store), content)
 
 
 def _submission_file(run_id: str, store: RunStore) -> Path:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 
 from optlab.config import Run
-from optlab.launch.standing import Submission, write_submission
+from optlab.launch.standing import Submission
 from optlab.store import Record, Result, RunStore
 
 _SECOND = 10**9
@@ -36,7 +36,7 @@ def fill(
         if name == "slurm":
             log = str(store.root / f"{job}.log")
             given = Submission(job, "2026-01-01T00:00:00+00:00", "demo", log, packed, 0, 0)
-            write_submission(run.id, store, given)
+            (folder / "slurm.json").write_text(json.dumps(vars(given)))
         elif name == "records":
             for step in steps:
                 record = Record(step, step * 16, step * pace, 2.0, 2.0, 0.1, 0.1, 1.0)

@@ -149,7 +149,7 @@ def test_a_submission_that_cannot_be_read_is_a_lost_one(
     for damaged in ("", "{", "[]", '{"job": 3, "x": 1}', "null"):
         (store.folder(run.id) / "slurm.json").write_text(damaged)
 
-        assert where(store, run, explain=True) == Standing("lost", "slurm.json is damaged")
+        assert where(store, run, explain=True) == Standing("lost", "its submission broke off")
 
 
 def test_where_slurm_does_not_answer_submitted_runs_count_as_alive(
