@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,13 +11,6 @@ from ..store import RunStore, read_if_there
 from ..sweep import Sweep, from_arguments, load
 
 _SHOWN = 6  # candidates of an ambiguous name
-
-
-def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
-    """``SWEEP [overrides] [--json]``, which ``sweep_of`` reads."""
-    parser.add_argument("sweep", metavar="SWEEP", help="a file of sweeps/, such as demo")
-    parser.add_argument("overrides", nargs="*", help="as given to launch.py")
-    parser.add_argument("--json", action="store_true", help="for programs: one JSON object")
 
 
 def sweep_of(name: str, overrides: Sequence[str]) -> tuple[Sweep, RunStore]:
