@@ -88,7 +88,7 @@ def tail(path: Path, count: int) -> str:
 def text_of(path: Path) -> str:
     """What a file holds; nothing where it cannot be read."""
     try:
-        return path.readtext_of(errors="replace")
+        return path.read_text(errors="replace")
     except OSError:
         return ""
 
