@@ -13,7 +13,7 @@ from optlab.errors import ConfigError
 from optlab.store import RunStore
 from optlab.sweep import from_arguments
 
-from .launcher import HereLauncher, LocalLauncher
+from .launcher import HereLauncher, LocalLauncher, SlurmLauncher
 
 
 class OptlabSweeper(Sweeper):
@@ -26,15 +26,22 @@ class OptlabSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         launcher = self._launcher
-        if not isinstance(launcher, HereLauncher | LocalLauncher):
+        if not isinstance(launcher, HereLauncher | LocalLauncher | SlurmLauncher):
             raise ConfigError(
                 f"The launcher {type(launcher).__name__} cannot launch optlab's sweeps: use "
-                "hydra/launcher=local or hydra/launcher=here."
+                "hydra/launcher=local, here or slurm."
             )
         sweep = from_arguments(arguments)
         store = RunStore(sweep.settings.runtime.runs_folder)
         report = launcher.launch_sweep(sweep, store)
         if launcher.dry_run:
+            return
+        if report.waiting:
+            print(
+                f"{report.waiting} runs are queued or running. Watch: python -m optlab status "
+                f"{sweep.command.removeprefix('sweeps=')}; tables and figures: "
+                f"python -m analysis {sweep.command.removeprefix('sweeps=')}."
+            )
             return
         from analysis.sweeps import analyse_sweep  # half a second of pandas and matplotlib
 

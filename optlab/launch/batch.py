@@ -8,8 +8,9 @@ between the two leaves a batch without a number; the next launch finds its job b
 
 from __future__ import annotations
 
+import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from ..config import RuntimeConfig, Settings, TrackingConfig
 from ..errors import ConfigError
 from ..store import RunStore, read_if_there, write_json
+from .queue import array_named
 
 FOLDER = "slurm"  # below the root of the run store
 
@@ -28,7 +30,6 @@ class Batch:
 
     name: str  # also the job's name in SLURM
     sweep: str
-    command: str  # that launched it, after ``python launch.py -m``
     store: str  # the run store's folder
     code: str  # folder of the code that the jobs run from
     tasks: tuple[tuple[str, ...], ...]
@@ -91,24 +92,41 @@ def note_intent(batch: Batch) -> None:
     """Say in every run's folder that it is about to be submitted with ``batch``."""
     for ids in batch.tasks:
         for run_id in ids:
-            _write_note(batch, run_id, ids, None)
+            said = {
+                "job": "",
+                "batch": batch.name,
+                "submitted": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "sweep": batch.sweep,
+                "log": "",
+                "packed": len(ids),
+                "gpus": batch.gpus_per_run,
+                "requeues": 0,
+            }
+            _write(_note_file(batch, run_id), said)
 
 
 def note_job(batch: Batch, array: str) -> None:
     """Say in every run's folder which job of the array ``array`` trains it."""
     write_json(batch.folder / "submitted.json", {"job": array})
     for index, ids in enumerate(batch.tasks):
+        job = f"{array}_{index}"
         for run_id in ids:
-            _write_note(batch, run_id, ids, f"{array}_{index}")
+            _change(batch, run_id, job=job, log=str(batch.log(job)))
+
+
+def note_requeues(batch: Batch, ids: Sequence[str], job: str, count: int) -> None:
+    """Count the restarts of a job in the folders of its runs."""
+    for run_id in ids:
+        _change(batch, run_id, job=job, log=str(batch.log(job)), requeues=count)
 
 
 def note_withdrawn(batch: Batch) -> None:
     """Undo ``note_intent`` for a batch that SLURM has refused."""
-    store = RunStore(Path(batch.store))
     for ids in batch.tasks:
         for run_id in ids:
-            if owns(batch, run_id):
-                (store.folder(run_id) / "slurm.json").unlink(missing_ok=True)
+            said = note(RunStore(Path(batch.store)), run_id)
+            if said is not None and said.get("batch") == batch.name:
+                _note_file(batch, run_id).unlink(missing_ok=True)
 
 
 def owns(batch: Batch, run_id: str) -> bool:
@@ -117,25 +135,42 @@ def owns(batch: Batch, run_id: str) -> bool:
     return said is None or said.get("batch") == batch.name
 
 
-def note_requeues(batch: Batch, ids: Iterable[str], job: str, count: int) -> None:
-    """Count the restarts of a job in the folders of its runs."""
-    for run_id in ids:
-        _write_note(batch, run_id, tuple(ids), job, count)
+def adopt(run_ids: Iterable[str], store: RunStore, say: Callable[[str], None]) -> None:
+    """Find the jobs of batches whose launch was killed before it could write them down.
+
+    A batch without a job was never submitted; should its job turn up later, it leaves the runs to
+    the batch that they were submitted with since.
+    """
+    notes = [note(store, run_id) for run_id in run_ids]
+    cut_short = {said["batch"] for said in notes if said and said.get("batch") and not said["job"]}
+    for name in sorted(cut_short):
+        batch = read_batch(batch_folder(store, name) / "batch.json")
+        written = read_if_there(batch.folder / "submitted.json")
+        array = written["job"] if written else array_named(name)
+        if array:
+            say(f"Job {array} ({name}) was submitted by a launch that did not end; it is kept.")
+            note_job(batch, array)
 
 
-def _write_note(
-    batch: Batch, run_id: str, packed: Sequence[str], job: str | None, requeues: int = 0
-) -> None:
-    said = {
-        "job": job,
-        "batch": batch.name,
-        "submitted": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "sweep": batch.sweep,
-        "log": str(batch.log(job)) if job else None,
-        "packed": len(packed),
-        "gpus": batch.gpus_per_run,
-        "requeues": requeues,
-    }
+def _change(batch: Batch, run_id: str, **changes: Any) -> None:
+    """Change a run's note, if the run is still with this batch.
+
+    Its time stays the time of the submission: what is newer than that has come of it.
+    """
+    path = _note_file(batch, run_id)
+    said = read_if_there(path)
+    if said is not None and said.get("batch") == batch.name:
+        stamp = path.stat().st_mtime_ns
+        _write(path, {**said, **changes}, stamp)
+
+
+def _write(path: Path, said: dict[str, Any], stamp: int | None = None) -> None:
     # Not synced to disk: a thousand of them would take long, and after a crash of the whole machine
     # the batch still knows.
-    write_json(RunStore(Path(batch.store)).folder(run_id) / "slurm.json", said, sync=False)
+    write_json(path, said, sync=False)
+    if stamp is not None:
+        os.utime(path, ns=(stamp, stamp))
+
+
+def _note_file(batch: Batch, run_id: str) -> Path:
+    return RunStore(Path(batch.store)).folder(run_id) / "slurm.json"

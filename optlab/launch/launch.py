@@ -23,6 +23,7 @@ class Report:
     counts: Counter[str] = field(default_factory=Counter)  # outcome -> runs
     failures: dict[str, str] = field(default_factory=dict)  # name of the run -> cause
     stopped: str = ""  # why the launch ended before its last run
+    waiting: int = 0  # runs that are left to a queue
 
     @property
     def ok(self) -> bool:

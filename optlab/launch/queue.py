@@ -57,6 +57,16 @@ def _job(line: str) -> tuple[str, Job]:
     return name, Job("running", "", seconds_of(used), node)
 
 
+def array_named(name: str) -> str:
+    """The number of the job array in the queue that has this name; '' if none has.
+
+    Raises:
+        NoSlurm: there is no ``squeue`` here, or it does not answer.
+    """
+    numbers = _ask("squeue", "--noheader", "--all", f"--name={name}", "--format=%F").split()
+    return numbers[0] if numbers else ""
+
+
 def why_ended(jobs: Collection[str]) -> dict[str, str]:
     """How jobs ended that are not alive: SLURM's word and what is known beside it.
 
