@@ -92,7 +92,8 @@ def launch_slurm(sweep: Sweep, store: RunStore, say: Say, options: Options) -> R
     with _one_at_a_time(store, say, options):
         if not options.dry_run:
             adopt([run.id for run in sweep.runs], store, say)
-        plan = prepare(sweep, store, say, dry_run=options.dry_run)
+        gpus = {run_id: request.gpus_per_run for run_id, request in requests.items()}
+        plan = prepare(sweep, store, say, dry_run=options.dry_run, gpus=gpus)
         report = Report(waiting=sum(plan.counts[state] for state in ALIVE))
         if plan.pending:
             batches = _batches(plan, store, requests, options)
