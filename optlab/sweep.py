@@ -69,6 +69,7 @@ class Sweep:
     extend: Extend | None = None  # how its grids of learning rates grow; None: they stay
     certified: tuple[Certified, ...] = ()  # not among ``runs``: need not be trained
     certified_points: tuple[Point, ...] = ()  # parallel to ``certified``
+    only: frozenset[str] | None = None  # ids of the runs that a launch may start; None: all
 
 
 @dataclass(frozen=True)
