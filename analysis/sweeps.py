@@ -9,7 +9,7 @@ from optlab.errors import ConfigError
 from optlab.store import RunStore
 from optlab.sweep import Sweep
 
-from . import outcomes
+from . import outcomes, reading
 from .curves import varies_within
 from .report import analyse
 from .sources import Source, read
@@ -30,16 +30,20 @@ def analyse_sweep(
     in the command. Raises ConfigError as ``analyse`` does.
     """
     runtime = sweep.settings.runtime
-    store = RunStore(runtime.runs_folder)
+    folder = runtime.results_folder / sweep.name if out is None else out
+    runs, records, notes = reading.read(
+        RunStore(runtime.runs_folder), sweep.runs, folder / ".cache.npz"
+    )
     return analyse(
-        store.runs_table(sweep.runs).assign(setting=settings(sweep)),
-        store.records_table(sweep.runs),
+        runs.assign(setting=settings(sweep)),
+        records,
         name=sweep.name,
-        out=runtime.results_folder / sweep.name if out is None else out,
+        out=folder,
         figures=sweep.figures,
         command=sweep.command,
         compare=compare,
         final=outcomes.final(final),
+        notes=notes,
     )
 
 
