@@ -17,6 +17,7 @@ from optlab.store import write_bytes
 
 from . import checks, compared, style, tables
 from . import figures as drawings
+from .compared import USABLE, Usable
 from .curves import Curve, Study, curves, is_diverged, is_done
 from .outcomes import Final, with_final
 from .robustness import Optimum, best, usable_width
@@ -38,6 +39,7 @@ def analyse(
     final: Final = LAST,
     notes: Sequence[str] = (),
     launches: bool = True,
+    width: Usable = USABLE,
 ) -> str:
     """Write the figures and the robustness table of a sweep into ``out``; return what to print.
 
@@ -46,8 +48,9 @@ def analyse(
     yet only the table is written. ``command``: the words after ``python launch.py -m`` that launch
     the sweep (``sweeps=NAME``); ``launches`` is false for a table that is no sweep of ours.
     ``compare``: two methods to say all differences of. ``final``: which number of a run is its
-    final metric. ``notes``: sentences to begin with. Raises ConfigError for an unknown figure, a
-    table of runs that cannot be read as curves, or a folder that cannot be written.
+    final metric. ``notes``: sentences to begin with. ``width``: what a usable learning rate may
+    lose. Raises ConfigError for an unknown figure, a table of runs that cannot be read as curves,
+    or a folder that cannot be written.
     """
     chosen = list(figures) or ["lr_sensitivity"]
     draws = [drawings.find(figure) for figure in chosen]
@@ -57,16 +60,17 @@ def analyse(
     launch = f"python launch.py -m {command or f'sweeps={name}'}" if launches else ""
     parts = [_noted(coverage(study, launch), [*notes, *checks.notes(runs, study.curves)])]
     if compare:
-        parts += [_comparisons(study.curves, compare)]
+        parts += [_comparisons(study.curves, compare, width)]
     if study.curves:
-        _write_tables(study.curves, out)
-        parts.append(tables.text(study.curves))
+        _write_tables(study.curves, out, width)
+        parts.append(tables.text(study.curves, width))
     if not is_done(runs).any():
         hint = f" To launch it: {launch}" if launch else ""
         return "\n\n".join([*parts, f"There is nothing to analyse yet.{hint}"])
     for figure, draw in zip(chosen, draws, strict=True):
         _write_figure(study, draw, out / figure)
-    parts += [certificate(study.curves), *_resolved(study), _definitions(study.curves, final)]
+    parts += [certificate(study.curves), *_resolved(study, width)]
+    parts += [_definitions(study.curves, final, width)]
     return "\n\n".join([*parts, _written(chosen, out)]) + f"\n{out / chosen[0]}.png"
 
 
@@ -74,19 +78,19 @@ def _noted(text: str, notes: Sequence[str]) -> str:
     return "\n".join([text, *(_wrapped(f"  {note}") for note in notes)])
 
 
-def _comparisons(curves: Sequence[Curve], names: Sequence[str]) -> str:
+def _comparisons(curves: Sequence[Curve], names: Sequence[str], width: Usable) -> str:
     """Every metric of two curves, a sentence each."""
-    found = compared.pair(curves, *names)
+    found = compared.pair(curves, names[0], names[1], width)
     first = found[0]
     how = "paired over seeds" if first.paired else f"not paired: {first.unpaired_because}"
     head = f"{first.a} and {first.b} ({first.seeds} seeds, {how}; Holm over {len(found)} metrics):"
     return "\n".join([_wrapped(head), *(_wrapped(f"  {c.sentence()}") for c in found)])
 
 
-def _resolved(study: Study) -> list[str]:
+def _resolved(study: Study, width: Usable) -> list[str]:
     """Differences within one problem; several problems have no common best."""
     problems = study.runs[["model", "dataset", "steps"]].drop_duplicates()
-    lines = compared.summary(study.curves) if len(problems) == 1 else []
+    lines = compared.summary(study.curves, width) if len(problems) == 1 else []
     return ["\n".join(_wrapped(line) for line in lines)] if lines else []
 
 
@@ -164,7 +168,7 @@ def _holes(curve: Curve) -> str:
     return _wrapped(f"  {curve.label} lacks {lacking.sum()} of {curve.planned.sum()} runs: {where}")
 
 
-def _definitions(curves: Sequence[Curve], final: Final) -> str:
+def _definitions(curves: Sequence[Curve], final: Final, width: Usable) -> str:
     grids = {(curve.lr[0], curve.lr[-1], len(curve.lr)) for curve in curves}
     apart = " The grids differ, so it does not compare across methods." if len(grids) > 1 else ""
     return "\n".join(
@@ -173,7 +177,7 @@ def _definitions(curves: Sequence[Curve], final: Final) -> str:
             "best lr: '*': on the edge of the method's grid.",
             _wrapped(
                 f"usable width: decades of lr around the best one where the seed mean stays within "
-                f"{tables.WIDTH_Q:.0%} of the loss drop (initial loss - best); '>=': cut by the "
+                f"{width.words}; '>=': cut by the "
                 "grid's edge on the side named, or by a hole."
             ),
             "diverged runs count with their initial loss, as do finished runs that end above it.",
@@ -197,10 +201,10 @@ def _wrapped(line: str) -> str:
     )
 
 
-def _write_tables(curves: Sequence[Curve], out: Path) -> None:
-    _write(out / "robustness.csv", tables.robustness(curves).to_csv(index=False).encode())
-    _write(out / "robustness.md", tables.markdown(curves).encode())
-    _write(out / "robustness.tex", tables.latex(curves).encode())
+def _write_tables(curves: Sequence[Curve], out: Path, width: Usable) -> None:
+    _write(out / "robustness.csv", tables.robustness(curves, width).to_csv(index=False).encode())
+    _write(out / "robustness.md", tables.markdown(curves, width).encode())
+    _write(out / "robustness.tex", tables.latex(curves, width).encode())
 
 
 def _write_figure(study: Study, draw: drawings.Draw, stem: Path) -> None:
