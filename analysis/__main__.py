@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from optlab.errors import ConfigError
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the analysis of a sweep. Exit codes: 0 done, also where runs are lacking; 1 error."""
@@ -13,48 +15,93 @@ def main(arguments: list[str] | None = None) -> int:
         args = _parser().parse_intermixed_args(arguments)
     except SystemExit as end:  # argparse ends with 2, which elsewhere is no code of ours
         return min(1, int(end.code or 0))
+    try:
+        source = _of_table if args.csv else _of_wandb if args.from_wandb else _of_sweep
+        print(source(args))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _of_wandb(args: argparse.Namespace) -> str:
+    from optlab.config import compose_run
+
+    from .sweeps import analyse_wandb
+
+    overrides = [word for word in [args.sweep, *args.overrides] if word]
+    if args.group is None or any("=" not in word for word in overrides):
+        raise ConfigError("--from-wandb ENTITY/PROJECT needs --group SWEEP, and no sweep beside.")
+    settings = compose_run(overrides)[1]
+    return analyse_wandb(
+        args.from_wandb,
+        args.group,
+        settings,
+        args.out,
+        compare=args.compare,
+        final=args.final,
+        width=args.width,
+    )
+
+
+def _of_sweep(args: argparse.Namespace) -> str:
     # after parsing: --help need not wait for pandas, matplotlib and Hydra
-    from optlab.errors import ConfigError
     from optlab.sweep import from_arguments
 
     from .sweeps import analyse_sweep
 
-    if args.from_wandb is not None:
-        return _from_wandb(args)
-    try:
-        first = args.sweep if "=" in args.sweep else f"sweeps={args.sweep}"
-        print(analyse_sweep(from_arguments([first, *args.overrides]), args.out))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    given = [option for option, default in ONLY_CSV.items() if getattr(args, option) != default]
+    if given:
+        raise ConfigError(
+            f"--{given[0].replace('_', '-')} says how to read a table: it goes with --csv FILE."
+        )
+    if args.group is not None:
+        raise ConfigError("--group names a sweep in W&B: it goes with --from-wandb.")
+    first = args.sweep if "=" in args.sweep else f"sweeps={args.sweep}"
+    sweep = from_arguments([first, *args.overrides])
+    return analyse_sweep(sweep, args.out, compare=args.compare, final=args.final, width=args.width)
 
 
-def _from_wandb(args: argparse.Namespace) -> int:
-    from optlab.config import compose_run
-    from optlab.errors import ConfigError
+def _of_table(args: argparse.Namespace) -> str:
+    from .sources import Source, pairs
+    from .sweeps import analyse_csv
 
-    from .from_wandb import analyse_wandb
+    if args.sweep:
+        raise ConfigError(f"Expected a sweep or --csv FILE, found both: '{args.sweep}'.")
+    source = Source(
+        path=args.csv,
+        records=args.records,
+        columns=dict(pairs(args.columns, "--columns")),
+        where=pairs(args.where, "--where"),
+        setting=args.setting,
+        metric=args.metric,
+        higher_is_better=args.higher_is_better,
+        perfect=args.perfect,
+        initial=args.initial,
+        unit=args.unit,
+    )
+    return analyse_csv(source, args.out, compare=args.compare, final=args.final, width=args.width)
 
-    try:
-        overrides = [word for word in [args.sweep, *args.overrides] if word]
-        if args.group is None or any("=" not in word for word in overrides):
-            raise ConfigError(
-                "--from-wandb ENTITY/PROJECT needs --group SWEEP, and no sweep beside."
-            )
-        settings = compose_run(overrides)[1]
-        print(analyse_wandb(args.from_wandb, args.group, settings, args.out))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+
+# what --csv alone reads, and the defaults
+ONLY_CSV = {
+    "records": None,
+    "columns": [],
+    "where": [],
+    "setting": [],
+    "metric": "final_loss",
+    "higher_is_better": False,
+    "perfect": 1.0,
+    "initial": None,
+    "unit": "nats",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis",
         description="Draw the figures and the robustness table of a sweep from the run store, as "
-        "far as its runs exist; nothing is trained.",
+        "far as its runs exist, or of a table from anywhere; nothing is trained.",
     )
     # optional to argparse, so that its absence is answered with the list of sweeps
     parser.add_argument(
@@ -70,7 +117,46 @@ def _parser() -> argparse.ArgumentParser:
         "--from-wandb", metavar="ENTITY/PROJECT", help="read the runs from W&B instead of the store"
     )
     parser.add_argument("--group", metavar="SWEEP", help="with --from-wandb: which runs")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        default=[],
+        metavar=("A", "B"),
+        help="say every difference between two methods, with its uncertainty",
+    )
+    parser.add_argument(
+        "--final",
+        default="last",
+        metavar="last|mean:k",
+        help="final loss of a run: its last full evaluation, or the mean of its last k",
+    )
+    parser.add_argument(
+        "--width",
+        default="0.05",
+        metavar="Q[:LEVEL]",
+        help="what a usable learning rate may lose: a share of the loss drop (0.05, 0.05:drop), of "
+        "the best loss (0.05:relative), or so much of the metric (0.01:absolute)",
+    )
+    _add_csv(parser.add_argument_group("a table from elsewhere (docs/analysis.md)"))
     return parser
+
+
+def _add_csv(group: argparse._ArgumentGroup) -> None:
+    def add(option: str, text: str, **options: object) -> None:
+        default = ONLY_CSV.get(option.removeprefix("--").replace("-", "_"))
+        group.add_argument(option, default=default, help=text, **options)  # type: ignore[arg-type]
+
+    pair = {"action": "append", "metavar": "NAME=VALUE"}
+    add("--csv", "one row per run: method, lr, final_loss, initial_loss ...", type=Path)
+    add("--records", "one row per evaluation: run, step, val_loss ...", type=Path)
+    add("--columns", "read the column VALUE as NAME, such as method=optimizer", **pair)
+    add("--where", "keep the rows whose column NAME is VALUE", **pair)
+    add("--setting", "a column that tells curves of one method apart", action="append")
+    add("--metric", "column of the final metric (default: final_loss)")
+    add("--higher-is-better", "as of an accuracy", action="store_true")
+    add("--perfect", "best value of such a metric (default: 1)", type=float)
+    add("--initial", "metric before the first step, where no column says it", type=float)
+    add("--unit", "of the metric (default: nats)")
 
 
 if __name__ == "__main__":

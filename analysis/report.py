@@ -15,13 +15,16 @@ from matplotlib.figure import Figure
 from optlab.errors import ConfigError
 from optlab.store import write_bytes
 
+from . import checks, compared, style, tables
 from . import figures as drawings
-from . import style, tables
+from .compared import USABLE, Usable
 from .curves import Curve, Study, curves, is_diverged, is_done
+from .outcomes import Final, with_final
 from .robustness import Optimum, best, usable_width
 from .tables import lr_text
 
 WRAP = 100  # columns of a terminal
+LAST = Final()
 
 
 def analyse(
@@ -32,29 +35,63 @@ def analyse(
     out: Path,
     figures: Sequence[str],
     command: str | None = None,
+    compare: Sequence[str] = (),
+    final: Final = LAST,
+    notes: Sequence[str] = (),
+    launches: bool = True,
+    width: Usable = USABLE,
 ) -> str:
     """Write the figures and the robustness table of a sweep into ``out``; return what to print.
 
     ``figures``: names of files in ``analysis/figures`` (none: ``lr_sensitivity``); each becomes
     NAME.{pdf,png,csv}. The last line of the text is the path of the first one. Where no run is done
     yet only the table is written. ``command``: the words after ``python launch.py -m`` that launch
-    the sweep (``sweeps=NAME``). Raises ConfigError for an unknown figure, a table of runs that
-    cannot be read as curves, or a folder that cannot be written.
+    the sweep (``sweeps=NAME``); ``launches`` is false for a table that is no sweep of ours.
+    ``compare``: two methods to say all differences of. ``final``: which number of a run is its
+    final metric. ``notes``: sentences to begin with. ``width``: what a usable learning rate may
+    lose. Raises ConfigError for an unknown figure, a table of runs that cannot be read as curves,
+    or a folder that cannot be written.
     """
     chosen = list(figures) or ["lr_sensitivity"]
     draws = [drawings.find(figure) for figure in chosen]
+    checks.check_units(runs)
+    runs = with_final(runs, records, final)
     study = Study(name, runs, records, curves(runs))
-    launch = f"python launch.py -m {command or f'sweeps={name}'}"
-    parts = [coverage(study, launch)]
+    launch = f"python launch.py -m {command or f'sweeps={name}'}" if launches else ""
+    parts = [_noted(coverage(study, launch), [*notes, *checks.notes(runs, study.curves)])]
+    if compare:
+        parts += [_comparisons(study.curves, compare, width)]
     if study.curves:
-        _write_tables(study.curves, out)
-        parts.append(tables.text(study.curves))
+        _write_tables(study.curves, out, width)
+        parts.append(tables.text(study.curves, width))
     if not is_done(runs).any():
-        return "\n\n".join([*parts, f"There is nothing to analyse yet. To launch it: {launch}"])
+        hint = f" To launch it: {launch}" if launch else ""
+        return "\n\n".join([*parts, f"There is nothing to analyse yet.{hint}"])
     for figure, draw in zip(chosen, draws, strict=True):
         _write_figure(study, draw, out / figure)
-    parts += [certificate(study.curves), _definitions(study.curves), _written(chosen, out)]
-    return "\n\n".join(parts) + f"\n{out / chosen[0]}.png"
+    parts += [certificate(study.curves), *_resolved(study, width)]
+    parts += [_definitions(study.curves, final, width)]
+    return "\n\n".join([*parts, _written(chosen, out)]) + f"\n{out / chosen[0]}.png"
+
+
+def _noted(text: str, notes: Sequence[str]) -> str:
+    return "\n".join([text, *(_wrapped(f"  {note}") for note in notes)])
+
+
+def _comparisons(curves: Sequence[Curve], names: Sequence[str], width: Usable) -> str:
+    """Every metric of two curves, a sentence each."""
+    found = compared.pair(curves, names[0], names[1], width)
+    first = found[0]
+    how = "paired over seeds" if first.paired else f"not paired: {first.unpaired_because}"
+    head = f"{first.a} and {first.b} ({first.seeds} seeds, {how}; Holm over {len(found)} metrics):"
+    return "\n".join([_wrapped(head), *(_wrapped(f"  {c.sentence()}") for c in found)])
+
+
+def _resolved(study: Study, width: Usable) -> list[str]:
+    """Differences within one problem; several problems have no common best."""
+    problems = study.runs[["model", "dataset", "steps"]].drop_duplicates()
+    lines = compared.summary(study.curves, width) if len(problems) == 1 else []
+    return ["\n".join(_wrapped(line) for line in lines)] if lines else []
 
 
 def coverage(study: Study, launch: str) -> str:
@@ -76,7 +113,7 @@ def coverage(study: Study, launch: str) -> str:
     lines = [head, *_failures(runs), *_non_finite(runs)]
     holes = [_holes(curve) for curve in study.curves if not curve.done[curve.run != ""].all()]
     if holes and done:
-        lines += [*holes, f"Launch again to fill the holes: {launch}"]
+        lines += [*holes, *([f"Launch again to fill the holes: {launch}"] if launch else [])]
     return "\n".join(lines)
 
 
@@ -131,15 +168,16 @@ def _holes(curve: Curve) -> str:
     return _wrapped(f"  {curve.label} lacks {lacking.sum()} of {curve.planned.sum()} runs: {where}")
 
 
-def _definitions(curves: Sequence[Curve]) -> str:
+def _definitions(curves: Sequence[Curve], final: Final, width: Usable) -> str:
     grids = {(curve.lr[0], curve.lr[-1], len(curve.lr)) for curve in curves}
     apart = " The grids differ, so it does not compare across methods." if len(grids) > 1 else ""
     return "\n".join(
         [
+            *([f"final loss: {final}."] if final.count else []),
             "best lr: '*': on the edge of the method's grid.",
             _wrapped(
                 f"usable width: decades of lr around the best one where the seed mean stays within "
-                f"{tables.WIDTH_Q:.0%} of the loss drop (initial loss - best); '>=': cut by the "
+                f"{width.words}; '>=': cut by the "
                 "grid's edge on the side named, or by a hole."
             ),
             "diverged runs count with their initial loss, as do finished runs that end above it.",
@@ -163,10 +201,10 @@ def _wrapped(line: str) -> str:
     )
 
 
-def _write_tables(curves: Sequence[Curve], out: Path) -> None:
-    _write(out / "robustness.csv", tables.robustness(curves).to_csv(index=False).encode())
-    _write(out / "robustness.md", tables.markdown(curves).encode())
-    _write(out / "robustness.tex", tables.latex(curves).encode())
+def _write_tables(curves: Sequence[Curve], out: Path, width: Usable) -> None:
+    _write(out / "robustness.csv", tables.robustness(curves, width).to_csv(index=False).encode())
+    _write(out / "robustness.md", tables.markdown(curves, width).encode())
+    _write(out / "robustness.tex", tables.latex(curves, width).encode())
 
 
 def _write_figure(study: Study, draw: drawings.Draw, stem: Path) -> None:

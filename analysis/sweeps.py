@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
+from optlab.config import Settings
+from optlab.errors import ConfigError
 from optlab.store import RunStore
 from optlab.sweep import Sweep
 
+from . import outcomes, reading
+from .compared import usable
 from .curves import varies_within
 from .report import analyse
+from .sources import Source, read
 
 # what the table of runs says by itself, or what a curve runs over
 IN_TABLE = frozenset(
@@ -18,21 +25,100 @@ IN_TABLE = frozenset(
 )
 
 
-def analyse_sweep(sweep: Sweep, out: Path | None = None) -> str:
+def analyse_sweep(
+    sweep: Sweep,
+    out: Path | None = None,
+    *,
+    compare: Sequence[str] = (),
+    final: str = "last",
+    width: str = "0.05",
+) -> str:
     """Read the sweep's runs, write its figures and tables into ``out``, return what to print.
 
-    ``out``: by default the folder of the sweep's name among its results. Raises ConfigError as
-    ``analyse`` does.
+    ``out``: by default the folder of the sweep's name among its results. ``compare``,
+    ``final``, ``width``: as in the command. Raises ConfigError as ``analyse`` does.
     """
     runtime = sweep.settings.runtime
+    folder = runtime.results_folder / sweep.name if out is None else out
     store = RunStore(runtime.runs_folder)
+    runs, records, notes = reading.read(store, sweep.runs, folder / ".cache.npz")
+    if sweep.certified:
+        runs = pd.concat([runs, store.runs_table([], sweep.certified)], ignore_index=True)
     return analyse(
-        store.runs_table(sweep.runs, sweep.certified).assign(setting=settings(sweep)),
-        store.records_table(sweep.runs),
+        runs.assign(setting=settings(sweep)),
+        records,
         name=sweep.name,
-        out=runtime.results_folder / sweep.name if out is None else out,
+        out=folder,
         figures=sweep.figures,
         command=sweep.command,
+        compare=compare,
+        final=outcomes.final(final),
+        width=usable(width),
+        notes=notes,
+    )
+
+
+def analyse_csv(
+    source: Source,
+    out: Path | None = None,
+    *,
+    compare: Sequence[str] = (),
+    final: str = "last",
+    width: str = "0.05",
+) -> str:
+    """The same of a table that others made; ``out``: by default results/NAME-OF-THE-FILE."""
+    choice = outcomes.final(final)
+    if choice.count and source.records is None:
+        raise ConfigError(
+            f"--final {final} needs the evaluations of each run: give them with --records FILE, or "
+            "choose --final last, the metric of the table."
+        )
+    found = read(source)
+    drawn = ["lr_sensitivity", *([] if found.records.empty else ["loss_curves"])]
+    return analyse(
+        found.runs,
+        found.records,
+        name=source.path.stem,
+        out=Path("results") / source.path.stem if out is None else out,
+        figures=drawn,
+        compare=compare,
+        final=choice,
+        width=usable(width),
+        notes=found.notes,
+        launches=False,
+    )
+
+
+def analyse_wandb(
+    project: str,
+    sweep: str,
+    settings: Settings,
+    out: Path | None = None,
+    *,
+    compare: Sequence[str] = (),
+    final: str = "last",
+    width: str = "0.05",
+) -> str:
+    """The same of a sweep that stands in W&B's ``project`` (entity/project).
+
+    What was downloaded is kept in ``wandb`` beside the results. Raises ConfigError where W&B does
+    not give the sweep.
+    """
+    from optlab.tracking.read import read as read_wandb  # imports wandb
+
+    results = settings.runtime.results_folder
+    found = read_wandb(project, sweep, results / "wandb")
+    return analyse(
+        found.runs,
+        found.records,
+        name=sweep,
+        out=results / sweep if out is None else out,
+        figures=found.figures,
+        command=found.command,
+        compare=compare,
+        final=outcomes.final(final),
+        width=usable(width),
+        notes=found.notes,
     )
 
 
