@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..curves import Curve, Study
-from ..style import SPARE_MARKERS, scale_losses
+from ..layout import scale_losses
+from ..style import SPARE_MARKERS
 
 COLUMNS = 3  # panels in a row
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from ..curves import Curve, Study
 from ..robustness import Optimum, best
-from ..style import Style, scale_losses, styles
+from ..layout import scale_losses
+from ..style import Style, styles
 from ..tables import lr_text
 
 MARK_EVERY = 5  # evaluations; shifted from line to line, so that no marker hides another
@@ -21,7 +22,7 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     figure = Figure(figsize=(6.6, 3.4))
     axes = figure.add_subplot()
     tables = []
-    looks = styles(curve.method for curve in study.curves)
+    looks = styles((curve.method, curve.setting) for curve in study.curves)
     for i, (curve, look) in enumerate(zip(study.curves, looks, strict=True)):
         line = _losses(study.records, curve, best(curve))
         if len(line):
