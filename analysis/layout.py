@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,7 @@ def lr_axis(axes: Axes, lrs: np.ndarray) -> None:
     axes.set_xlim(low / air, high * air)
     decades = math.floor(math.log10(high * air)) - math.ceil(math.log10(low / air)) + 1
     if decades >= 2:
-        axes.xaxis.set_major_locator(LogLocator(numticks=decades if decades < 7 else 7))
+        axes.xaxis.set_major_locator(LogLocator(numticks=min(7, decades)))
         axes.xaxis.set_minor_locator(LogLocator(subs=range(2, 10), numticks=20))
     else:
         shown = np.unique(lrs)[:: -(-len(np.unique(lrs)) // 6)]
@@ -54,7 +54,7 @@ def lr_columns(axes: Axes, lrs: np.ndarray) -> None:
 def scale_losses(axes: Axes, bottom: float, top: float) -> None:
     """Limits of a loss axis, with some air below ``bottom``; logarithmic where over a decade."""
     if not 0 < bottom < top / 10:
-        axes.set_ylim(bottom - 0.05 * (top - bottom), top if bottom < top else None)
+        axes.set_ylim(bottom - 0.05 * (top - bottom) if bottom < top else top - 1, top)
         return
     axes.set_yscale("log")
     axes.set_ylim(bottom * (bottom / top) ** 0.05, top)
@@ -145,8 +145,12 @@ def panels(
         sharex=sharex,
         sharey=sharey,
         gridspec_kw={
-            **{"left": 0, "right": 1, "bottom": 0, "top": 1},
-            **{"wspace": gap[0] / width, "hspace": gap[1] / height},
+            "left": 0,
+            "right": 1,
+            "bottom": 0,
+            "top": 1,
+            "wspace": gap[0] / width,
+            "hspace": gap[1] / height,
         },
     )
     for axes in grid.flat[n:]:

@@ -152,9 +152,7 @@ def _of_setting(own: Style, setting: str, settings: Sequence[str]) -> Style:
         return own
     i = known.index(setting)
     markers = [own.marker, *(marker for marker in SPARE_MARKERS if marker != own.marker)]
-    return replace(
-        own, colour=shades(own.colour, len(known))[i], marker=markers[i % len(markers)]
-    )
+    return replace(own, colour=shades(own.colour, len(known))[i], marker=markers[i % len(markers)])
 
 
 def _options(own: Style) -> Iterable[Style]:
@@ -174,4 +172,5 @@ def _of_lightness(colour: str, target: float) -> str:
 
 def _mixed(colour: str, share: float) -> str:
     end = 1.0 if share > 0 else 0.0
-    return to_hex([c + abs(share) * (end - c) for c in to_rgb(colour)])
+    red, green, blue = (c + abs(share) * (end - c) for c in to_rgb(colour))
+    return to_hex((red, green, blue))

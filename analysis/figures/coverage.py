@@ -1,9 +1,9 @@
-"""What a sweep has and what it lacks: a row per method, a column per learning rate, a box per run."""
+"""What a sweep has and what it lacks: rows of methods, columns of learning rates, a box per run."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,7 +126,7 @@ def _frame(axes: Axes, study: Study, lrs: np.ndarray) -> None:
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5))
 
 
-def _table(curves: list[Curve], cells: list[list[_Cell]]) -> pd.DataFrame:
+def _table(curves: Sequence[Curve], cells: list[list[_Cell]]) -> pd.DataFrame:
     """One row per cell: how many of its runs stand how, and the ids of those without a result."""
     rows = []
     for curve, row in zip(curves, cells, strict=True):

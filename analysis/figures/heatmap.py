@@ -1,4 +1,4 @@
-"""Final loss over learning rate and a second axis of the sweep, such as weight decay or lr ratio."""
+"""Final loss over learning rate and a second axis, such as weight decay or the ratio of rates."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..curves import Curve, Study
 from ..layout import CannotDraw, Panels, lr_columns, note, panels, range_text
@@ -45,16 +46,22 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     if len(found) > MOST:
         raise CannotDraw(f"{len(found)} panels fit no page; choose methods (optimizer=NAME,NAME)")
     rows, columns = max(len(s.values) for s in found), max(len(_lrs(s)) for s in found)
-    size = {"width": max(1.5, 0.27 * columns), "height": max(0.5, 0.24 * rows)}
+    width, height = max(1.5, 0.27 * columns), max(0.5, 0.24 * rows)
     names = any(not s.is_numeric for s in found)
     gap = (1.5 if names else 0.75, 0.95)
-    across = max(1, int((7.4 + gap[0]) / (size["width"] + gap[0])))
-    grid = panels(len(found), columns=across, **size, gap=gap)
+    across = max(1, int((7.4 + gap[0]) / (width + gap[0])))
+    grid = panels(len(found), columns=across, width=width, height=height, gap=gap)
     norm = _norm(study.curves)
     for axes, each in zip(grid.axes, found, strict=True):
         _draw_panel(axes, each, norm)
     bar = grid.colour_bar(ScalarMappable(norm, COLOURS), "final validation loss (nats)")
     bar.tick_params(labelsize=7)
+    if isinstance(norm, LogNorm):
+        low, high = bar.get_ylim()
+        few = LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,))
+        bar.yaxis.set_major_locator(few)
+        bar.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
+        bar.yaxis.set_minor_locator(NullLocator())
     grid.title(study.name, above=0.38)
     _legend(grid, found)
     return grid.figure, pd.concat([_table(each) for each in found], ignore_index=True)
@@ -116,7 +123,7 @@ def _mark_row(
             weight = 1.2 if curve.n_diverged[i] == curve.n[i] else 0.5
             axes.plot([x], [row], "x", color=ink, markersize=4, markeredgewidth=weight)
         elif optimum and i == optimum.index:
-            axes.plot([x - 0.34], [row + 0.3], "o", color=ink, markersize=2.2)
+            axes.plot([x - 0.37], [row + 0.36], "o", color=ink, markersize=2.2)
         if curve.n[i] and not curve.n_diverged[i] and cells <= WRITTEN:
             text = f"{curve.mean[i]:.3g}" if curve.mean[i] >= 0.01 else f"{curve.mean[i]:.0e}"
             axes.text(x, row, text, ha="center", va="center", fontsize=4.6, color=ink)
@@ -208,4 +215,4 @@ def _table(each: Slice) -> pd.DataFrame:
                 }
             )
         )
-    return pd.concat(rows, ignore_index=True)[COLUMNS]
+    return pd.concat(rows, ignore_index=True).reindex(columns=COLUMNS)

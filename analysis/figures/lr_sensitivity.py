@@ -87,7 +87,9 @@ def _small_multiples(study: Study, drawn: Sequence[Look]) -> Figure:
         )
     rows = max(1 + sum(c.diverged.any() for c, _ in group) for group in groups)
     gap = (0.14, 0.36 + ROW * rows / 72)
-    grid = panels(len(groups), columns=4, width=1.65, height=1.15, gap=gap, sharex=True, sharey=True)
+    grid = panels(
+        len(groups), columns=4, width=1.65, height=1.15, gap=gap, sharex=True, sharey=True
+    )
     backdrop = [np.column_stack([curve.lr, _shown(curve)]) for curve, _ in drawn]
     for axes, group in zip(grid.axes, groups, strict=True):
         axes.add_collection(LineCollection(backdrop, colors="0.85", linewidths=0.5, zorder=0))
@@ -95,7 +97,8 @@ def _small_multiples(study: Study, drawn: Sequence[Look]) -> Figure:
         if len(group) == 1:
             _shade_usable(axes, *group[0])
         title = group[0][0].label if len(group) == 1 else _method_label(group)
-        axes.set_title(_broken(title), fontsize=7, pad=FIRST_ROW + ROW * unstable - 2)
+        pad = 4 + (FIRST_ROW + ROW * unstable - 2 if unstable else 0)
+        axes.set_title(_broken(title), fontsize=7, loc="left", pad=pad)
         if len(group) > 1:
             _settings_legend(axes, group)
     _scale(grid.axes[0], study.curves)
@@ -139,7 +142,7 @@ def _draw_curve(figure: Figure, axes: Axes, curve: Curve, look: Style) -> None:
             )
     _draw_edge_optimum(figure, axes, curve, look)
     for i in np.flatnonzero(curve.n > 0):
-        note(axes, lr[i], min(curve.mean[i], curve.ceiling), _point_text(curve, i))
+        note(axes, lr[i], min(curve.mean[i], curve.ceiling), _point_text(curve, int(i)))
 
 
 def _point_text(curve: Curve, i: int) -> str:
@@ -243,7 +246,8 @@ def _draw_end(axes: Axes, side: Side, row: int, look: Style, arrow: str) -> None
     axes.plot(
         [side.lr],
         [row],
-        marker,
+        marker=marker,
+        linestyle="none",
         color=look.colour,
         markersize=3.4,
         markeredgewidth=0.9,
@@ -264,6 +268,10 @@ def _scale(axes: Axes, curves: Sequence[Curve]) -> None:
     ends = np.concatenate([[curve.ceiling, *curve.low, *curve.high] for curve in curves])
     if np.isfinite(ends).any():
         scale_losses(axes, float(np.nanmin(ends)), float(np.nanmax(ends)))
+    if all(((curve.n == 0) | _all_diverged(curve)).all() for curve in curves):
+        done = any(curve.done.any() for curve in curves)
+        words = "every run diverged" if done else "no run has a result yet"
+        axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", color=GREY)
 
 
 def _keys(curves: Sequence[Curve]) -> list[Line2D | Patch]:

@@ -44,7 +44,13 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
             "them (optimizer=NAME,NAME)"
         )
     table = pd.concat([trace for _, _, trace in traced], ignore_index=True)
-    grid = panels(len(traced) + 1, columns=2 if len(traced) in (1, 3) else 3, width=1.9, height=1.55, gap=(0.42, 0.62))
+    grid = panels(
+        len(traced) + 1,
+        columns=2 if len(traced) in (1, 3) else 3,
+        width=1.9,
+        height=1.55,
+        gap=(0.42, 0.62),
+    )
     colours, norm = _colours(), LogNorm(*_ends(table["lr"]))
     for axes, (curve, _, trace) in zip(grid.axes, traced, strict=False):
         _draw_steps(axes, curve, trace, colours, norm)
@@ -81,7 +87,8 @@ def _trace(records: pd.DataFrame, curve: Curve) -> pd.DataFrame:
         log=("log", "mean"), cap=("cap", "mean"), binding=("binding", "mean"), seeds=("cap", "size")
     )
     means["step_size"] = 10 ** means["log"]
-    return means.assign(method=curve.method, setting=curve.setting, label=curve.label)[COLUMNS]
+    named = {"method": curve.method, "setting": curve.setting, "label": curve.label}
+    return means.assign(**named).reindex(columns=COLUMNS)
 
 
 def _binding(own: pd.DataFrame, size: pd.Series, cap: pd.Series) -> pd.Series:
@@ -105,18 +112,18 @@ def _ends(lrs: pd.Series) -> tuple[float, float]:
 def _draw_steps(
     axes: Axes, curve: Curve, trace: pd.DataFrame, colours: Colormap, norm: LogNorm
 ) -> None:
-    for lr, line in trace.groupby("lr"):
-        colour = colours(norm(float(str(lr))))
+    for lr in trace["lr"].unique():
+        line, colour = trace.loc[trace["lr"] == lr], colours(norm(lr))
         axes.plot(line["step"], line["cap"], ":", color=colour, linewidth=0.8)
         axes.plot(line["step"], line["step_size"], color=colour, marker="o", markersize=2)
-        for point in line.itertuples():
+        points = line[["step", "step_size", "cap", "binding"]].to_numpy(float)
+        for step, size, cap, binding in points[np.isfinite(points[:, 1])]:
             text = (
-                f"{curve.label}, lr {lr_text(point.lr)}, step {point.step}\n"
-                f"step size {point.step_size:.3g}, cap {point.cap:.3g}\n"
-                f"cap binding at {point.binding:.0%} of the steps since the record before"
+                f"{curve.label}, lr {lr_text(lr)}, step {step:g}\n"
+                f"step size {size:.3g}, cap {cap:.3g}\n"
+                f"cap binding at {binding:.0%} of the steps since the record before"
             )
-            if np.isfinite(point.step_size):
-                note(axes, float(point.step), point.step_size, text)
+            note(axes, step, size, text)
     axes.set_yscale("log")
     axes.set_title(curve.label, fontsize=8)
     axes.set_xlabel("step")
@@ -141,7 +148,9 @@ def _draw_binding(axes: Axes, traced: Sequence[tuple[Curve, Style, pd.DataFrame]
         share = _shares(trace)
         axes.plot(share.index, share, look.dash, color=look.colour, marker=look.marker)
         for lr, value in share.items():
-            text = f"{curve.label}, lr {lr_text(float(str(lr)))}\ncap binding at {value:.0%} of steps"
+            text = (
+                f"{curve.label}, lr {lr_text(float(str(lr)))}\ncap binding at {value:.0%} of steps"
+            )
             note(axes, float(str(lr)), value, text)
     lr_axis(axes, np.concatenate([trace["lr"] for _, _, trace in traced]))
     axes.set_ylim(-0.04, 1.04)
