@@ -27,7 +27,7 @@ class Style:
 # Okabe and Ito's palette, safe for colour-blind readers; black is AdamW, the usual baseline.
 BLACK, SKY, PINK = "#000000", "#56B4E9", "#CC79A7"
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-# Dashes: '--' Momo, '-.' Momo with an estimated lower bound, ':' another's code or a variant of it.
+# Dashes: '--' Momo, '-.' with an estimated lower bound, ':' a variant, or another's code.
 KNOWN = {
     "sgd_momentum": Style("SGD-M", PINK, "p"),
     "adamw": Style("AdamW", BLACK, "s"),
@@ -44,23 +44,23 @@ KNOWN = {
     "muon_jordan": Style("Muon (Jordan)", BLUE, "h"),
     "muon_moonlight": Style("Muon (Moonlight)", BLUE, "P"),
     "muon_torch": Style("Muon (PyTorch)", BLUE, "*"),
-    "sgd_steepest": Style("SGD (steepest descent)", PINK, "P"),
-    "normalized_sgd": Style("Normalized SGD", PINK, "h"),
-    "signsgd": Style("SignSGD", PINK, "*"),
-    "ggnc": Style("GGNC", GREEN, "*"),
+    "sgd_steepest": Style("SGD (steepest descent)", PINK, "P", ":"),
+    "normalized_sgd": Style("Normalized SGD", PINK, "h", ":"),
+    "signsgd": Style("SignSGD", PINK, "*", ":"),
+    "ggnc": Style("GGNC", GREEN, "v", ":"),
     "momo": Style("Momo", PINK, "p", "--"),
     "momo_star": Style("Momo*", PINK, "p", "-."),
     "momo_official": Style("Momo (official)", PINK, "p", ":"),
     "momo_adam": Style("Momo-Adam", BLACK, "s", "--"),
     "momo_adam_star": Style("Momo-Adam*", BLACK, "s", "-."),
     "momo_adam_official": Style("Momo-Adam (official)", BLACK, "s", ":"),
-    "adam": Style("Adam", SKY, "s"),
-    "adam_ada2": Style("Adam (ada2)", SKY, "v"),
-    "adam_adainf": Style("Adam (adainf)", SKY, "^"),
-    "nadam": Style("NAdam", "#882255", "o"),
-    "lion": Style("Lion", "#882255", "D"),
-    "rmsprop": Style("RMSprop", "#44AA99", "h"),
-    "adagrad": Style("Adagrad", "#44AA99", "p"),
+    "adam": Style("Adam", SKY, "8"),
+    "adam_ada2": Style("Adam (ada2)", SKY, "8", ":"),
+    "adam_adainf": Style("Adam (adainf)", SKY, "8", "-."),
+    "nadam": Style("NAdam", "#882255", "o", ":"),
+    "lion": Style("Lion", "#882255", "H"),
+    "rmsprop": Style("RMSprop", "#44AA99", "H", ":"),
+    "adagrad": Style("Adagrad", "#44AA99", "H", "-."),
 }
 SPARE_COLOURS = (SKY, "#882255", "#44AA99", "#332288", "#999933", "#AA4499", "#666666")
 SPARE_MARKERS = ("h", "P", "*", "8", "H")  # of '<', '>' and 'd' figures make marks of their own

@@ -33,6 +33,7 @@ def analyse_sweep(sweep: Sweep, out: Path | None = None) -> str:
         out=runtime.results_folder / sweep.name if out is None else out,
         figures=sweep.figures,
         command=sweep.command,
+        runs_folder=runtime.runs_folder,
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch, PathPatch
+from matplotlib.path import Path
 
 from ..curves import Curve, Study, is_diverged
 from ..layout import WIDTH, CannotDraw, lr_columns, note
@@ -20,16 +21,17 @@ from ..tables import lr_text
 # face, hatch: dark where there is a result, light and hatched where there is none
 LOOKS = {
     "finished": ("#0072B2", ""),
-    "at chance": ("#56B4E9", "...."),
+    "at chance": ("#56B4E9", "----"),
     "diverged": ("#222222", ""),
+    "certified": ("#009E73", "||"),  # not trained: known to repeat another run bit by bit
     "failed": ("#D55E00", "xxxx"),
-    "lost": ("#E69F00", "xxxx"),
-    "preempted": ("#F6DFA9", "////"),
+    "lost": ("#E69F00", "++++"),
+    "preempted": ("#F6DFA9", "\\\\\\\\"),
     "running": ("#D9EAD3", "////"),
-    "queued": ("#EEEEEE", "////"),
+    "queued": ("#EEEEEE", "||||"),
     "missing": ("#FFFFFF", ""),
 }
-RESULTS = ("finished", "at chance", "diverged")
+RESULTS = ("finished", "at chance", "diverged", "certified")
 COLUMNS = ["method", "setting", "label", "lr", "planned", "done", *LOOKS, "without_result"]
 MOST = 120  # rows
 BOX, AIR = 0.80, 0.10  # height and margin of a cell, in cells
@@ -70,7 +72,10 @@ def _states(runs: pd.DataFrame) -> dict[str, str]:
     """How each run stands, in a word of ``LOOKS``."""
     state = runs["outcome"].mask(is_diverged(runs), "diverged")
     at_chance = (state == "finished") & runs["at_chance"].isin([True])
-    return dict(zip(runs["run"], state.mask(at_chance, "at chance"), strict=True))
+    state = state.mask(at_chance, "at chance")
+    if "certified_by" in runs:
+        state = state.mask(runs["certified_by"].fillna("") != "", "certified")
+    return dict(zip(runs["run"], state, strict=True))
 
 
 def _cells(curve: Curve, row: int, lrs: np.ndarray, states: dict[str, str]) -> Iterator[_Cell]:
@@ -92,19 +97,21 @@ def _draw_row(axes: Axes, curve: Curve, cells: list[_Cell], columns: int) -> Non
 
 
 def _draw_boxes(axes: Axes, cells: list[_Cell]) -> None:
-    boxes: dict[str, list[Rectangle]] = defaultdict(list)
+    boxes: dict[str, list[Path]] = defaultdict(list)
     for cell in cells:
         width = (1 - 2 * AIR) / max(len(cell.state), 1)
         for k, state in enumerate(cell.state.values()):
-            corner = (cell.column - 0.5 + AIR + k * width, cell.row - BOX / 2)
-            boxes[state].append(Rectangle(corner, width, BOX))
-    for state, patches in boxes.items():
-        face, hatch = LOOKS[state]
-        axes.add_collection(
-            PatchCollection(
-                patches, facecolor=face, hatch=hatch or None, edgecolor="0.55", linewidth=0.4
-            )
-        )
+            left, top = cell.column - 0.5 + AIR + k * width, cell.row - BOX / 2
+            right, bottom = left + width, top + BOX
+            corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+            boxes[state].append(Path(corners, closed=True))
+    for state, paths in boxes.items():  # one path per state: thousands of runs stay a small file
+        axes.add_patch(PathPatch(Path.make_compound_path(*paths), **_paint(state)))
+
+
+def _paint(state: str) -> dict[str, Any]:
+    face, hatch = LOOKS[state]
+    return {"facecolor": face, "hatch": hatch or None, "edgecolor": "0.55", "linewidth": 0.4}
 
 
 def _frame(axes: Axes, study: Study, lrs: np.ndarray) -> None:
@@ -119,9 +126,9 @@ def _frame(axes: Axes, study: Study, lrs: np.ndarray) -> None:
     done = sum(states[state] for state in RESULTS)
     axes.set_title(f"{study.name}: {done} of {len(study.runs)} runs have a result")
     handles = [
-        Patch(facecolor=face, hatch=hatch or None, edgecolor="0.55", linewidth=0.4, label=text)
-        for state, (face, hatch) in LOOKS.items()
-        if (text := f"{state} ({states[state]})") and states[state]
+        Patch(**_paint(state), label=f"{state} ({states[state]})")
+        for state in LOOKS
+        if states[state]
     ]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5))
 
