@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from optlab.errors import ConfigError
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the analysis of a sweep. Exit codes: 0 done, also where runs are lacking; 1 error."""
@@ -13,26 +15,70 @@ def main(arguments: list[str] | None = None) -> int:
         args = _parser().parse_intermixed_args(arguments)
     except SystemExit as end:  # argparse ends with 2, which elsewhere is no code of ours
         return min(1, int(end.code or 0))
-    # after parsing: --help need not wait for pandas, matplotlib and Hydra
-    from optlab.errors import ConfigError
-    from optlab.sweep import from_arguments
-
-    from .sweeps import analyse_sweep
-
     try:
-        first = args.sweep if "=" in args.sweep else f"sweeps={args.sweep}"
-        print(analyse_sweep(from_arguments([first, *args.overrides]), args.out))
+        print(_of_table(args) if args.csv else _of_sweep(args))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
+def _of_sweep(args: argparse.Namespace) -> str:
+    # after parsing: --help need not wait for pandas, matplotlib and Hydra
+    from optlab.sweep import from_arguments
+
+    from .sweeps import analyse_sweep
+
+    given = [option for option, default in ONLY_CSV.items() if getattr(args, option) != default]
+    if given:
+        raise ConfigError(
+            f"--{given[0].replace('_', '-')} says how to read a table: it goes with --csv FILE."
+        )
+    first = args.sweep if "=" in args.sweep else f"sweeps={args.sweep}"
+    sweep = from_arguments([first, *args.overrides])
+    return analyse_sweep(sweep, args.out, compare=args.compare, final=args.final)
+
+
+def _of_table(args: argparse.Namespace) -> str:
+    from .sources import Source, pairs
+    from .sweeps import analyse_csv
+
+    if args.sweep:
+        raise ConfigError(f"Expected a sweep or --csv FILE, found both: '{args.sweep}'.")
+    source = Source(
+        path=args.csv,
+        records=args.records,
+        columns=dict(pairs(args.columns, "--columns")),
+        where=pairs(args.where, "--where"),
+        setting=args.setting,
+        metric=args.metric,
+        higher_is_better=args.higher_is_better,
+        perfect=args.perfect,
+        initial=args.initial,
+        unit=args.unit,
+    )
+    return analyse_csv(source, args.out, compare=args.compare, final=args.final)
+
+
+# what --csv alone reads, and the defaults
+ONLY_CSV = {
+    "records": None,
+    "columns": [],
+    "where": [],
+    "setting": [],
+    "metric": "final_loss",
+    "higher_is_better": False,
+    "perfect": 1.0,
+    "initial": None,
+    "unit": "nats",
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis",
         description="Draw the figures and the robustness table of a sweep from the run store, as "
-        "far as its runs exist; nothing is trained.",
+        "far as its runs exist, or of a table from anywhere; nothing is trained.",
     )
     # optional to argparse, so that its absence is answered with the list of sweeps
     parser.add_argument(
@@ -44,7 +90,39 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write into (default: results/SWEEP)"
     )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        default=[],
+        metavar=("A", "B"),
+        help="say every difference between two methods, with its uncertainty",
+    )
+    parser.add_argument(
+        "--final",
+        default="last",
+        metavar="last|mean:k",
+        help="final loss of a run: its last full evaluation, or the mean of its last k",
+    )
+    _add_csv(parser.add_argument_group("a table from elsewhere (docs/analysis.md)"))
     return parser
+
+
+def _add_csv(group: argparse._ArgumentGroup) -> None:
+    def add(option: str, text: str, **options: object) -> None:
+        default = ONLY_CSV.get(option.removeprefix("--").replace("-", "_"))
+        group.add_argument(option, default=default, help=text, **options)  # type: ignore[arg-type]
+
+    pair = {"action": "append", "metavar": "NAME=VALUE"}
+    add("--csv", "one row per run: method, lr, final_loss, initial_loss ...", type=Path)
+    add("--records", "one row per evaluation: run, step, val_loss ...", type=Path)
+    add("--columns", "read the column VALUE as NAME, such as method=optimizer", **pair)
+    add("--where", "keep the rows whose column NAME is VALUE", **pair)
+    add("--setting", "a column that tells curves of one method apart", action="append")
+    add("--metric", "column of the final metric (default: final_loss)")
+    add("--higher-is-better", "as of an accuracy", action="store_true")
+    add("--perfect", "best value of such a metric (default: 1)", type=float)
+    add("--initial", "metric before the first step, where no column says it", type=float)
+    add("--unit", "of the metric (default: nats)")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,10 @@ class Curve:
     done: np.ndarray  # (n, S) bool, finished or diverged
     diverged: np.ndarray  # (n, S) bool
     at_chance: np.ndarray  # (n, S) bool, finished no better than a constant prediction
+    # (S,) initial weights and first batch of each seed, '' where they are unknown or not the same
+    # in all runs of the seed; () where the table has none
+    fingerprints: tuple[str, ...] = ()
+    unit: str = "nats"
 
     @property
     def label(self) -> str:
@@ -172,6 +176,23 @@ def _curve(method: str, setting: str, block: pd.DataFrame) -> Curve:
         done=grid(done, False, bool),
         diverged=grid(diverged, False, bool),
         at_chance=grid(done & ~diverged & at_chance, False, bool),
+        fingerprints=_fingerprints(block, seeds),
+        unit=str(block["unit"].iloc[0]) if "unit" in block else "nats",
+    )
+
+
+def _fingerprints(block: pd.DataFrame, seeds: np.ndarray) -> tuple[str, ...]:
+    """What proves that two methods began alike: per seed, weights and first batch of its runs."""
+    if not {"weights_fingerprint", "batch_fingerprint"} <= set(block.columns):
+        return ()
+    weights, batch = (
+        block[column].fillna("").astype(str)
+        for column in ("weights_fingerprint", "batch_fingerprint")
+    )
+    both = (weights + "/" + batch).where((weights != "") & (batch != ""), "")
+    found = both[both != ""].groupby(block["seed"]).unique()
+    return tuple(
+        found[seed][0] if seed in found.index and len(found[seed]) == 1 else "" for seed in seeds
     )
 
 

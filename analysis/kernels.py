@@ -313,12 +313,10 @@ def expected_best(stack: Stack, k: np.ndarray) -> np.ndarray:
     below = np.cumsum(weight[order], axis=1)
     # share of the draws no better than l_(j), before and after it
     tail = np.clip(1 - np.concatenate([np.zeros((len(below), 1)), below], axis=1), 0, 1)
-    powers = tail[:, :, None] ** k
+    powers: np.ndarray = tail[:, :, None] ** k
     chance = powers[:, :-1] - powers[:, 1:]
-    whole = stack.known.all(axis=1)
-    return np.where(
-        whole[:, None], (np.nan_to_num(losses)[:, :, None] * chance).sum(axis=1), np.nan
-    )
+    unknown = np.where(stack.known, 0.0, np.nan).sum(axis=1, keepdims=True)
+    return (np.nan_to_num(losses)[:, :, None] * chance).sum(axis=1) + unknown
 
 
 def _cover(x: np.ndarray) -> np.ndarray:

@@ -12,14 +12,16 @@ import pandas as pd
 from optlab.errors import ConfigError
 from optlab.store import write_bytes
 
+from . import checks, compared, page, tables
 from . import figures as drawings
-from . import page, tables
 from .curves import Curve, Study, curves, is_diverged, is_done
 from .drawing import draw_all
+from .outcomes import Final, with_final
 from .robustness import Optimum, best, usable_width
 from .tables import lr_text
 
 WRAP = 100  # columns of a terminal
+LAST = Final()
 PAGE = "report.html"
 
 
@@ -31,6 +33,10 @@ def analyse(
     out: Path,
     figures: Sequence[str],
     command: str | None = None,
+    compare: Sequence[str] = (),
+    final: Final = LAST,
+    notes: Sequence[str] = (),
+    launches: bool = True,
     runs_folder: Path | None = None,
 ) -> str:
     """Write the figures and the robustness table of a sweep into ``out``; return what to print.
@@ -39,36 +45,64 @@ def analyse(
     NAME.{pdf,png,csv}. The last line of the text is the path of the first one that could be drawn;
     a sentence says why another could not. Where no run is done yet only the table and the page are
     written. ``command``: the words after ``python launch.py -m`` that launch the sweep
-    (``sweeps=NAME``). ``runs_folder``: the run store, which the page links to. Raises ConfigError
-    for an unknown figure, a table of runs that cannot be read as curves, or a folder that cannot be
-    written.
+    (``sweeps=NAME``); ``launches`` is false for a table that is no sweep of ours. ``compare``: two
+    methods to say all differences of. ``final``: which number of a run is its final metric.
+    ``notes``: sentences to begin with. ``runs_folder``: the run store, which the page links to.
+    Raises ConfigError for an unknown figure, a table of runs that cannot be read as curves, or a
+    folder that cannot be written.
     """
     chosen = list(figures) or ["lr_sensitivity"]
     for figure in chosen:
         drawings.find(figure)
+    checks.check_units(runs)
+    runs = with_final(runs, records, final)
     study = Study(name, runs, records, curves(runs))
-    launch = f"python launch.py -m {command or f'sweeps={name}'}"
-    parts = [coverage(study, launch)]
+    launch = f"python launch.py -m {command or f'sweeps={name}'}" if launches else ""
+    parts = [_noted(coverage(study, launch), [*notes, *checks.notes(runs, study.curves)])]
+    if compare:
+        parts += [_comparisons(study.curves, compare)]
     if study.curves:
         _write_tables(study.curves, out)
         parts.append(tables.text(study.curves))
     if not is_done(runs).any():
+        hint = f" To launch it: {launch}" if launch else ""
         words = {"Coverage": parts[0]}
         _write(out / PAGE, page.html(study, [], words, launch=launch, out=out))
-        return "\n\n".join([*parts, f"There is nothing to analyse yet. To launch it: {launch}"])
+        return "\n\n".join([*parts, f"There is nothing to analyse yet.{hint}"])
     drawn = draw_all(study, chosen)
-    for name, content in {name: c for each in drawn for name, c in each.files.items()}.items():
-        _write(out / name, content)
-    certified, defined = certificate(study.curves), _definitions(study.curves)
-    words = {"Coverage": parts[0], "Certificate": certified, "Definitions": defined}
-    _write(
-        out / PAGE,
-        page.html(study, drawn, words, launch=launch, out=out, runs_folder=runs_folder),
-    )
+    for each in drawn:
+        for file, content in each.files.items():
+            _write(out / file, content)
+    certified, defined = certificate(study.curves), _definitions(study.curves, final)
+    resolved = _resolved(study)
+    words = {"Coverage": parts[0], "Certificate": "\n\n".join([certified, *resolved])}
+    words["Definitions"] = defined
+    content = page.html(study, drawn, words, launch=launch, out=out, runs_folder=runs_folder)
+    _write(out / PAGE, content)
     shown = [each.name for each in drawn if not each.why_not]
     absent = [_wrapped(each.why_not) for each in drawn if each.why_not]
-    parts += [certified, defined, "\n".join([*absent, _written(shown, out)])]
+    parts += [certified, *resolved, defined, "\n".join([*absent, _written(shown, out)])]
     return "\n\n".join(parts) + (f"\n{out / shown[0]}.png" if shown else f"\n{out / PAGE}")
+
+
+def _noted(text: str, notes: Sequence[str]) -> str:
+    return "\n".join([text, *(_wrapped(f"  {note}") for note in notes)])
+
+
+def _comparisons(curves: Sequence[Curve], names: Sequence[str]) -> str:
+    """Every metric of two curves, a sentence each."""
+    found = compared.pair(curves, *names)
+    first = found[0]
+    how = "paired over seeds" if first.paired else f"not paired: {first.unpaired_because}"
+    head = f"{first.a} and {first.b} ({first.seeds} seeds, {how}; Holm over {len(found)} metrics):"
+    return "\n".join([_wrapped(head), *(_wrapped(f"  {c.sentence()}") for c in found)])
+
+
+def _resolved(study: Study) -> list[str]:
+    """Differences within one problem; several problems have no common best."""
+    problems = study.runs[["model", "dataset", "steps"]].drop_duplicates()
+    lines = compared.summary(study.curves) if len(problems) == 1 else []
+    return ["\n".join(_wrapped(line) for line in lines)] if lines else []
 
 
 def coverage(study: Study, launch: str) -> str:
@@ -90,7 +124,7 @@ def coverage(study: Study, launch: str) -> str:
     lines = [head, *_failures(runs), *_non_finite(runs)]
     holes = [_holes(curve) for curve in study.curves if not curve.done[curve.run != ""].all()]
     if holes and done:
-        lines += [*holes, f"Launch again to fill the holes: {launch}"]
+        lines += [*holes, *([f"Launch again to fill the holes: {launch}"] if launch else [])]
     return "\n".join(lines)
 
 
@@ -145,11 +179,12 @@ def _holes(curve: Curve) -> str:
     return _wrapped(f"  {curve.label} lacks {lacking.sum()} of {curve.planned.sum()} runs: {where}")
 
 
-def _definitions(curves: Sequence[Curve]) -> str:
+def _definitions(curves: Sequence[Curve], final: Final) -> str:
     grids = {(curve.lr[0], curve.lr[-1], len(curve.lr)) for curve in curves}
     apart = " The grids differ, so it does not compare across methods." if len(grids) > 1 else ""
     return "\n".join(
         [
+            *([f"final loss: {final}."] if final.count else []),
             "best lr: '*': on the edge of the method's grid.",
             _wrapped(
                 f"usable width: decades of lr around the best one where the seed mean stays within "

@@ -185,6 +185,7 @@ class Measure:
     values: Callable[[Stack], Values] = field(repr=False)
     is_log: bool = False
     higher_is_better: bool | None = False  # None: neither, such as the place of the optimum
+    least: float = 0.0  # no value lies below: an interval ends there
 
     def __call__(self, curve: Curve) -> Metric:
         found = self.values(stacked(curve))
@@ -205,12 +206,14 @@ def best_lr() -> Measure:
 
     The truth lies between its two neighbours, or anywhere on its plateau where that is flat.
     """
-    return Measure("best lr", "lr", kernels.best_lr, is_log=True, higher_is_better=None)
+    return Measure(
+        "best lr", "lr", kernels.best_lr, is_log=True, higher_is_better=None, least=-np.inf
+    )
 
 
 def best_loss() -> Measure:
     """l*, the lowest seed mean on the grid; 'at most' where the optimum is on the grid's edge."""
-    return Measure("best loss", "loss", kernels.best_loss)
+    return Measure("best loss", "loss", kernels.best_loss, least=-np.inf)
 
 
 def best_lr_interpolated() -> Measure:
@@ -225,12 +228,13 @@ def best_lr_interpolated() -> Measure:
         lambda s: kernels.vertex(s)[0],
         is_log=True,
         higher_is_better=None,
+        least=-np.inf,
     )
 
 
 def best_loss_interpolated() -> Measure:
     """The loss at that vertex."""
-    return Measure("best loss, interpolated", "loss", lambda s: kernels.vertex(s)[1])
+    return Measure("best loss, interpolated", "loss", lambda s: kernels.vertex(s)[1], least=-np.inf)
 
 
 def width(

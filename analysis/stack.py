@@ -38,12 +38,12 @@ class Stack:
     @cached_property
     def found(self) -> np.ndarray:
         """(B,) bool: there is a best point at all."""
-        return self._usable.any(axis=1)
+        return np.any(self._usable, axis=1)
 
     @cached_property
     def learned(self) -> np.ndarray:
         """(B,) bool: the best point is below the initial loss."""
-        return np.asarray(self.best_loss < self.ceiling)  # NaN where there is none
+        return np.less(self.best_loss, self.ceiling)  # NaN where there is none
 
     @cached_property
     def best_loss(self) -> np.ndarray:

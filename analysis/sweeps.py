@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from optlab.errors import ConfigError
 from optlab.store import RunStore
 from optlab.sweep import Sweep
 
+from . import outcomes
 from .curves import varies_within
 from .report import analyse
+from .sources import Source, read
 
 # what the table of runs says by itself, or what a curve runs over
 IN_TABLE = frozenset(
@@ -18,11 +21,13 @@ IN_TABLE = frozenset(
 )
 
 
-def analyse_sweep(sweep: Sweep, out: Path | None = None) -> str:
+def analyse_sweep(
+    sweep: Sweep, out: Path | None = None, *, compare: Sequence[str] = (), final: str = "last"
+) -> str:
     """Read the sweep's runs, write its figures and tables into ``out``, return what to print.
 
-    ``out``: by default the folder of the sweep's name among its results. Raises ConfigError as
-    ``analyse`` does.
+    ``out``: by default the folder of the sweep's name among its results. ``compare``, ``final``: as
+    in the command. Raises ConfigError as ``analyse`` does.
     """
     runtime = sweep.settings.runtime
     store = RunStore(runtime.runs_folder)
@@ -34,6 +39,33 @@ def analyse_sweep(sweep: Sweep, out: Path | None = None) -> str:
         figures=sweep.figures,
         command=sweep.command,
         runs_folder=runtime.runs_folder,
+        compare=compare,
+        final=outcomes.final(final),
+    )
+
+
+def analyse_csv(
+    source: Source, out: Path | None = None, *, compare: Sequence[str] = (), final: str = "last"
+) -> str:
+    """The same of a table that others made; ``out``: by default results/NAME-OF-THE-FILE."""
+    choice = outcomes.final(final)
+    if choice.count and source.records is None:
+        raise ConfigError(
+            f"--final {final} needs the evaluations of each run: give them with --records FILE, or "
+            "choose --final last, the metric of the table."
+        )
+    found = read(source)
+    drawn = ["lr_sensitivity", *([] if found.records.empty else ["loss_curves"])]
+    return analyse(
+        found.runs,
+        found.records,
+        name=source.path.stem,
+        out=Path("results") / source.path.stem if out is None else out,
+        figures=drawn,
+        compare=compare,
+        final=choice,
+        notes=found.notes,
+        launches=False,
     )
 
 

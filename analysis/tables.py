@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from .compared import WIDTH_Q, as_good_as_best, headline, share_grid
 from .curves import Curve
 from .robustness import Width, best, lr_sensitivity, usable_width
 
-WIDTH_Q = 0.05  # share of the loss drop that a usable learning rate may lose
+BOLD = {
+    "loss there (seeds)": "best loss",
+    "usable width": "usable width",
+    "LR sens.": "LR sensitivity",
+}
+CAPTION = "Bold: not significantly worse than the best (paired over seeds where proven, 5 %, Holm)."
 TEX = {
     "%": r"\%",
     "_": r"\_",
@@ -100,25 +106,51 @@ def text(curves: Sequence[Curve]) -> str:
 
 
 def markdown(curves: Sequence[Curve]) -> str:
-    table = display(curves)
-    cells = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+    """The table, in bold what no test tells from the best of its column."""
+    table, is_bold = display(curves), bold(curves)
+    cells = [list(table.columns), ["---"] * len(table.columns)]
+    cells += _marked(table, is_bold, "**{}**".format)
+    caption = f"\n{CAPTION}\n" if is_bold else ""
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells) + caption
 
 
 def latex(curves: Sequence[Curve]) -> str:
-    """A booktabs tabular, to be put into a table environment."""
-    table = display(curves)
-    header, *body = [list(table.columns), *table.to_numpy().tolist()]
+    """A booktabs tabular, to be put into a table environment; bold as in ``markdown``."""
+    table, is_bold = display(curves), bold(curves)
+    escaped = table.map(_tex)
     lines = [
-        rf"\begin{{tabular}}{{{'l' * len(header)}}}",
+        *([f"% {CAPTION}".replace("5 %", r"5 \%")] if is_bold else []),
+        rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}",
         r"\toprule",
-        _tex_row(header),
+        _tex_row([_tex(column) for column in table.columns]),
         r"\midrule",
-        *map(_tex_row, body),
+        *map(_tex_row, _marked(escaped, is_bold, r"\textbf{{{}}}".format)),
         r"\bottomrule",
         r"\end{tabular}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def bold(curves: Sequence[Curve]) -> set[tuple[int, str]]:
+    """(row, column) of the best of a column and of all that no test tells from it.
+
+    Empty where no test is possible (one seed, one curve). LR sensitivities over different grids do
+    not compare, so then none of them is bold.
+    """
+    found: set[tuple[int, str]] = set()
+    for column, name in BOLD.items():
+        if curves and (name != "LR sensitivity" or share_grid(curves)):
+            found |= {(row, column) for row in as_good_as_best(curves, headline(name))}
+    return found
+
+
+def _marked(
+    table: pd.DataFrame, marks: set[tuple[int, str]], mark: Callable[[str], str]
+) -> list[list[str]]:
+    return [
+        [mark(cell) if (i, column) in marks else cell for column, cell in row.items()]
+        for i, row in enumerate(_rows(table))
+    ]
 
 
 def _words(curve: Curve, row: dict, decimals: int) -> dict[str, str]:
@@ -166,8 +198,7 @@ def _rows(table: pd.DataFrame) -> list[dict]:
 
 
 def _tex_row(cells: Sequence[str]) -> str:
-    line = " & ".join(_tex(cell) for cell in cells)
-    return line + r" \\"
+    return " & ".join(cells) + r" \\"
 
 
 def _tex(cell: str) -> str:

@@ -52,7 +52,7 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     """A cell per point of the sweep, in it a box per seed that says how its run stands."""
     curves = study.curves
     if not curves:
-        raise CannotDraw("the sweep has no runs")
+        raise CannotDraw("the sweep has no runs, so there is nothing to draw")
     if len(curves) > MOST:
         raise CannotDraw(f"its {len(curves)} rows fit no page; its table holds them")
     lrs = np.unique(np.concatenate([curve.lr for curve in curves]))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..curves import Curve, Study
-from ..layout import scale_losses
+from ..layout import CannotDraw, scale_losses
 from ..style import SPARE_MARKERS
 
 COLUMNS = 3  # panels in a row
@@ -21,6 +21,8 @@ CEILING = {"color": "0.35", "linestyle": (0, (4, 3)), "linewidth": 0.8}
 
 def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     """Panels by what varies besides norms; colour says the norms, the dash a Momo form."""
+    if not study.curves:
+        raise CannotDraw("the sweep has no runs, so there is nothing to draw")
     panels = sorted({_panel(curve) for curve in study.curves})
     colours = _colours(study.curves)
     rows = -(-len(panels) // COLUMNS)

@@ -34,6 +34,8 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
         for curve, look in zip(study.curves, looks, strict=True)
     ]
     lines = [(line, look) for line, look in traced if len(line)]
+    if not study.curves:
+        raise CannotDraw("the sweep has no runs, so there is nothing to draw")
     title = f"{study.name}: each method at its best learning rate"
     if len(lines) > MOST:
         raise CannotDraw(

@@ -50,7 +50,7 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     looks = styles((curve.method, curve.setting) for curve in study.curves)
     drawn = list(zip(study.curves, looks, strict=True))
     if not drawn:
-        raise CannotDraw("the sweep has no runs")
+        raise CannotDraw("the sweep has no runs, so there is nothing to draw")
     figure = _one_panel(study, drawn) if len(drawn) <= MANY else _small_multiples(study, drawn)
     return figure, _table(study.curves)
 

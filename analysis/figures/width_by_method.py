@@ -32,7 +32,7 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     """
     curves = study.curves
     if not curves:
-        raise CannotDraw("the sweep has no runs")
+        raise CannotDraw("the sweep has no runs, so there is nothing to draw")
     if len(curves) > MOST:
         raise CannotDraw(f"its {len(curves)} rows fit no page; robustness.csv holds them")
     measure = width(WIDTH_Q)

@@ -86,8 +86,7 @@ class TestFind:
 def many(table, methods: list[str], state: str, settings: Sequence[str] = ("",)) -> pd.DataFrame:
     """A table of runs where every method in every setting has the losses of a state."""
     frames = [
-        table(dict.fromkeys(methods, STATES[state])).assign(setting=setting)
-        for setting in settings
+        table(dict.fromkeys(methods, STATES[state])).assign(setting=setting) for setting in settings
     ]
     whole = pd.concat(frames, ignore_index=True)
     return whole.assign(run=[f"{i:012x}" for i in range(len(whole))])
@@ -99,7 +98,10 @@ def momo_records(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                **{"run": run, "step": step, "val_loss": 2.0 / (1 + step), "lr": lr},
+                "run": run,
+                "step": step,
+                "val_loss": 2.0 / (1 + step),
+                "lr": lr,
                 "step_size": min(lr, 0.5) if method.endswith("_momo") else lr,
             }
             for run, method, lr in zip(begun["run"], begun["method"], begun["lr"], strict=True)
@@ -283,14 +285,15 @@ class TestLrSensitivity:
             return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
         usual = ["AdamW", "initial loss (ceiling)"]
-        band = "min to max over seeds"
-        assert legend("complete") == [*usual, band]
+        band, edge = "min to max over seeds", "best at the grid's edge"
+        usable = "usable: within 5% of the drop"
+        assert legend("complete") == [*usual, band, usable]
         assert legend("cliff") == [
-            *(*usual, band, "all seeds diverged", "some seeds diverged"),
-            "best at the grid's edge",
+            *(*usual, band, "all seeds diverged", "some seeds diverged", edge, usable)
         ]
-        assert legend("holes") == [*usual, band, "seeds missing", "best at the grid's edge"]
-        assert legend("one run") == [*usual, "best at the grid's edge"]
+        assert legend("holes") == [*usual, band, "seeds missing", edge, usable]
+        assert legend("one run") == [*usual, edge, usable]
+        assert legend("all diverged") == [*usual, band, "all seeds diverged"]
 
 
 class TestLossCurves:

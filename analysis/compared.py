@@ -1,0 +1,126 @@
+"""Which differences between methods the seeds resolve: for people to read, and for bold type."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from optlab.errors import ConfigError, nearest
+
+from . import robustness
+from .curves import Curve
+from .robustness import Measure
+from .statistics import Comparison, compare, corrected
+
+WIDTH_Q = 0.05  # share of the loss drop that a usable learning rate may lose
+FACTOR = 10.0  # by which a learning rate is wrong
+HEADLINES = ("best loss", "usable width", "LR sensitivity")
+
+
+def headline(name: str) -> Measure:
+    """The measure of one of ``HEADLINES``."""
+    return {
+        "best loss": robustness.best_loss(),
+        "usable width": robustness.width(WIDTH_Q),
+        "LR sensitivity": robustness.sensitivity(),
+    }[name]
+
+
+def against_best(
+    curves: Sequence[Curve], measure: Measure
+) -> tuple[int, dict[int, Comparison]] | None:
+    """The best curve by its point value, and every other one compared with it, Holm-corrected.
+
+    Keys are positions in ``curves``; a curve without a value is not compared. None where fewer than
+    two have one.
+    """
+    values = [measure(curve).value for curve in curves]
+    there = [i for i, value in enumerate(values) if not math.isnan(value)]
+    if len(there) < 2:
+        return None
+    sign = -1.0 if measure.higher_is_better else 1.0
+    best = min(there, key=lambda i: sign * values[i])
+    others = [i for i in there if i != best]
+    found = corrected([compare(curves[best], curves[i], measure) for i in others])
+    return best, dict(zip(others, found, strict=True))
+
+
+def as_good_as_best(curves: Sequence[Curve], measure: Measure) -> set[int]:
+    """Positions of the best curve and of those that no test tells from it; empty without a test."""
+    found = against_best(curves, measure)
+    if found is None or any(math.isnan(c.p) for c in found[1].values()):
+        return set()
+    best, comparisons = found
+    return {best, *(i for i, comparison in comparisons.items() if not comparison.is_resolved)}
+
+
+def share_grid(curves: Sequence[Curve]) -> bool:
+    """All curves stand on one grid, so that means over it compare."""
+    first = curves[0].lr
+    return all(len(c.lr) == len(first) and np.allclose(c.lr, first, rtol=1e-3) for c in curves)
+
+
+def summary(curves: Sequence[Curve]) -> list[str]:
+    """For each headline metric, from which methods the best one really differs; lines of text."""
+    lines = ["Are the differences resolved? (each against the best, 95 %, Holm's correction)"]
+    for name in HEADLINES:
+        if name == "LR sensitivity" and not share_grid(curves):
+            continue
+        found = against_best(curves, headline(name))
+        if found is not None:
+            lines.append(f"  {_line(curves, name, *found)}")
+    return lines if len(lines) > 1 else []
+
+
+def _line(curves: Sequence[Curve], name: str, best: int, found: dict[int, Comparison]) -> str:
+    head = f"{name}: {curves[best].label} has the best"
+    if all(math.isnan(c.p) for c in found.values()):
+        return f"{head}; no test with fewer than two seeds."
+    apart = [curves[i].label for i, c in found.items() if c.is_resolved]
+    near = [curves[i].label for i, c in found.items() if not c.is_resolved]
+    words = [f"better than {', '.join(apart)}" if apart else "better than none for certain"]
+    if near:
+        words.append(f"not resolved from {', '.join(near)}")
+    reasons = sorted({c.unpaired_because for c in found.values() if c.unpaired_because})
+    note = f" Not paired: {'; '.join(reasons)}." if reasons else ""
+    return f"{head}, {'; '.join(words)}.{note}"
+
+
+def pair(curves: Sequence[Curve], a: str, b: str) -> list[Comparison]:
+    """All metrics of two curves compared, Holm-corrected over the metrics.
+
+    ``a``, ``b``: methods, or labels where a method has several curves. Raises ConfigError for a
+    name that no curve, or more than one, has.
+    """
+    one, other = named(curves, a), named(curves, b)
+    measures = [
+        robustness.best_loss(),
+        robustness.best_lr(),
+        robustness.width(WIDTH_Q),
+        robustness.centred_sensitivity(),
+        robustness.misset(1 / FACTOR),
+        robustness.misset(FACTOR),
+        robustness.largest_stable_lr(),
+    ]
+    if share_grid([one, other]):
+        measures[3:3] = [robustness.sensitivity(), robustness.tuning_area()]
+    return corrected([compare(one, other, measure) for measure in measures])
+
+
+def named(curves: Sequence[Curve], name: str) -> Curve:
+    """The curve of a method or label. Raises ConfigError where it is none or several."""
+    found = [c for c in curves if name == c.label] or [c for c in curves if name == c.method]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(
+            f"'{name}' has {len(found)} curves. Name one of them: "
+            f"{', '.join(repr(c.label) for c in found)}."
+        )
+    known = [c.method for c in curves]
+    raise ConfigError(
+        f"There is no curve '{name}'.{nearest(name, known)} There are: "
+        f"{', '.join(dict.fromkeys(known))}."
+    )
