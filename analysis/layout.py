@@ -13,6 +13,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from .curves import Curve
+
 GREY = "0.35"
 CEILING = {"color": GREY, "linestyle": (0, (4, 3)), "linewidth": 0.8}
 LEGEND_ROWS = 26  # entries in a column of a legend
@@ -166,6 +168,16 @@ def note(axes: Axes, x: float, y: float, text: str, *, transform: object = "data
     ``transform``: the coordinate system of x and y, as in ``Axes.annotate``.
     """
     axes.annotate(text, (x, y), xycoords=transform, visible=False)  # pyright: ignore[reportArgumentType]
+
+
+def unit_of(curves: Sequence[Curve]) -> str:
+    """The unit of the losses of a study, which has only one."""
+    return curves[0].unit if curves else "nats"
+
+
+def loss_name(curves: Sequence[Curve]) -> str:
+    """What the loss axis of a figure shows."""
+    return f"final validation loss ({unit_of(curves)})"
 
 
 def range_text(low: float, high: float, n: int) -> str:

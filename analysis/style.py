@@ -27,6 +27,7 @@ class Style:
 # Okabe and Ito's palette, safe for colour-blind readers; black is AdamW, the usual baseline.
 BLACK, SKY, PINK = "#000000", "#56B4E9", "#CC79A7"
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+# Labels of up to 13 letters, so that tables fit a terminal; 'ref.' is the authors' own code.
 # Dashes: '--' Momo, '-.' with an estimated lower bound, ':' a variant, or another's code.
 KNOWN = {
     "sgd_momentum": Style("SGD-M", PINK, "p"),
@@ -37,23 +38,22 @@ KNOWN = {
     "muonmax": Style("MuonMax", RED, "^"),
     "muon_adam_momo": Style("MuonAdam-Momo", BLUE, "o", "--"),
     "scion_momo": Style("Scion-Momo", ORANGE, "D", "--"),
-    "polargrad_momo": Style("PolarGrad-Momo", GREEN, "v", "--"),
     "muonmax_momo": Style("MuonMax-Momo", RED, "^", "--"),
-    "muonmax_momo_stale": Style("MuonMax-Momo (stale)", RED, "^", ":"),
-    "scion_constrained": Style("Scion (constrained)", ORANGE, "D", ":"),
+    "muonmax_momo_stale": Style("MuonMax-stale", RED, "^", ":"),
+    "scion_constrained": Style("Scion-constr.", ORANGE, "D", ":"),
     "muon_jordan": Style("Muon (Jordan)", BLUE, "h"),
-    "muon_moonlight": Style("Muon (Moonlight)", BLUE, "P"),
-    "muon_torch": Style("Muon (PyTorch)", BLUE, "*"),
-    "sgd_steepest": Style("SGD (steepest descent)", PINK, "P", ":"),
-    "normalized_sgd": Style("Normalized SGD", PINK, "h", ":"),
+    "muon_moonlight": Style("Moonlight", BLUE, "P"),
+    "muon_torch": Style("torch Muon", BLUE, "*"),
+    "sgd_steepest": Style("SGD-steepest", PINK, "P", ":"),
+    "normalized_sgd": Style("Norm. SGD", PINK, "h", ":"),
     "signsgd": Style("SignSGD", PINK, "*", ":"),
     "ggnc": Style("GGNC", GREEN, "v", ":"),
     "momo": Style("Momo", PINK, "p", "--"),
     "momo_star": Style("Momo*", PINK, "p", "-."),
-    "momo_official": Style("Momo (official)", PINK, "p", ":"),
-    "momo_adam": Style("Momo-Adam", BLACK, "s", "--"),
-    "momo_adam_star": Style("Momo-Adam*", BLACK, "s", "-."),
-    "momo_adam_official": Style("Momo-Adam (official)", BLACK, "s", ":"),
+    "momo_official": Style("Momo (ref.)", PINK, "p", ":"),
+    "momo_adam": Style("MomoAdam", BLACK, "s", "--"),
+    "momo_adam_star": Style("MomoAdam*", BLACK, "s", "-."),
+    "momo_adam_official": Style("MomoAdam-ref.", BLACK, "s", ":"),
     "adam": Style("Adam", SKY, "8"),
     "adam_ada2": Style("Adam (ada2)", SKY, "8", ":"),
     "adam_adainf": Style("Adam (adainf)", SKY, "8", "-."),

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..curves import Curve, Study
-from ..layout import CannotDraw, scale_losses
+from ..layout import CannotDraw, loss_name, scale_losses
 from ..style import SPARE_MARKERS
 
 COLUMNS = 3  # panels in a row
@@ -35,7 +35,7 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     _scale(grid.flat[0], study.curves)
     figure.suptitle(study.name)
     figure.supxlabel("learning rate", fontsize=8.5)
-    figure.supylabel("final validation loss (nats)", fontsize=8.5)
+    figure.supylabel(loss_name(study.curves), fontsize=8.5)
     _legend(figure, study.curves, colours)
     figure.tight_layout()
     return figure, _table(study.curves)

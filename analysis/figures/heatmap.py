@@ -17,7 +17,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..curves import Curve, Study
-from ..layout import CannotDraw, Panels, lr_columns, note, panels, range_text
+from ..layout import CannotDraw, Panels, loss_name, lr_columns, note, panels, range_text
 from ..robustness import best
 from ..slices import Slice, slices, through_the_best
 from ..tables import lr_text
@@ -54,7 +54,7 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     norm = _norm(study.curves)
     for axes, each in zip(grid.axes, found, strict=True):
         _draw_panel(axes, each, norm)
-    bar = grid.colour_bar(ScalarMappable(norm, COLOURS), "final validation loss (nats)")
+    bar = grid.colour_bar(ScalarMappable(norm, COLOURS), loss_name(study.curves))
     bar.tick_params(labelsize=7)
     if isinstance(norm, LogNorm):
         low, high = bar.get_ylim()
@@ -134,7 +134,7 @@ def _cell_text(each: Slice, curve: Curve, i: int, row: int) -> str:
     lines = [f"{each.label}, lr {lr_text(curve.lr[i])}, {each.key} {each.values[row]}"]
     if curve.n[i]:
         spread = range_text(curve.low[i], curve.high[i], curve.n[i])
-        lines.append(f"loss {curve.mean[i]:.4g} nats ({spread})")
+        lines.append(f"loss {curve.mean[i]:.4g} {curve.unit} ({spread})")
     if curve.n_diverged[i]:
         lines.append(f"{curve.n_diverged[i]} of {curve.n[i]} seeds diverged")
     if curve.n[i] < curve.planned[i]:
@@ -189,7 +189,7 @@ def _legend(grid: Panels, found: Sequence[Slice]) -> None:
 
 
 def _table(each: Slice) -> pd.DataFrame:
-    """One row per cell; losses in nats."""
+    """One row per cell; losses in the unit of the study."""
     best_row = _best_row(each)
     rows = []
     for k, (value, curve) in enumerate(zip(each.values, each.curves, strict=True)):

@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from ..curves import Curve, Study
-from ..layout import WIDTH, CannotDraw, note, panels, range_text, scale_losses
+from ..layout import WIDTH, CannotDraw, note, panels, range_text, scale_losses, unit_of
 from ..robustness import Optimum, best
 from ..style import Style, styles
 from ..tables import lr_text
@@ -47,7 +47,9 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
         else pd.DataFrame(columns=COLUMNS)
     )
     if len(lines) > MANY:
-        return _small_multiples(lines, title, table), table
+        return _small_multiples(
+            lines, title, f"validation loss ({unit_of(study.curves)})", table
+        ), table
     figure = Figure(figsize=(WIDTH, 3.4))
     axes = figure.add_subplot()
     for i, (line, look) in enumerate(lines):
@@ -58,12 +60,12 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     else:
         axes.text(0.5, 0.5, "no run has learned yet", transform=axes.transAxes, ha="center")
     axes.set_xlabel("step")
-    axes.set_ylabel("validation loss (nats)")
+    axes.set_ylabel(f"validation loss ({unit_of(study.curves)})")
     axes.set_title(title)
     return figure, table
 
 
-def _small_multiples(lines: Sequence[Line], title: str, table: pd.DataFrame) -> Figure:
+def _small_multiples(lines: Sequence[Line], title: str, up: str, table: pd.DataFrame) -> Figure:
     grid = panels(
         len(lines), columns=5, width=1.3, height=0.95, gap=(0.12, 0.4), sharex=True, sharey=True
     )
@@ -77,7 +79,7 @@ def _small_multiples(lines: Sequence[Line], title: str, table: pd.DataFrame) -> 
     scale_losses(grid.axes[0], table["low"].min(), table["high"].max())
     grid.title(title)
     grid.x_label("step", below=0.25)
-    grid.y_label("validation loss (nats)")
+    grid.y_label(up)
     return grid.figure
 
 
@@ -97,7 +99,7 @@ def _draw_line(axes: Axes, line: pd.DataFrame, look: Style, *, shift: int) -> No
     )
     for point in line.iloc[:: max(1, len(line) // 60)].itertuples():
         spread = range_text(point.low, point.high, point.seeds)
-        text = f"{label}, step {point.step:g}\nloss {point.mean:.4g} nats ({spread})"
+        text = f"{label}, step {point.step:g}\nloss {point.mean:.4g} ({spread})"
         note(axes, point.step, point.mean, text)
 
 

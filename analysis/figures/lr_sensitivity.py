@@ -22,6 +22,7 @@ from ..layout import (
     WIDTH,
     CannotDraw,
     legend_beside,
+    loss_name,
     lr_axis,
     note,
     panels,
@@ -63,7 +64,7 @@ def _one_panel(study: Study, drawn: Sequence[Look]) -> Figure:
     )
     unstable = _draw_lines(figure, axes, drawn)
     _scale(axes, study.curves)
-    axes.set_ylabel("final validation loss (nats)")
+    axes.set_ylabel(loss_name(study.curves))
     axes.set_title(study.name, pad=FIRST_ROW + 3 + ROW * unstable)
     axes.tick_params(which="both", bottom=False, labelbottom=False)
     _draw_usable(below, drawn)
@@ -107,7 +108,7 @@ def _small_multiples(study: Study, drawn: Sequence[Look]) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
     grid.title(study.name, above=0.42)
     grid.x_label("learning rate")
-    grid.y_label("final validation loss (nats)")
+    grid.y_label(loss_name(study.curves))
     grid.legend([*_keys(study.curves), *_width_key(study.curves)])
     return grid.figure
 
@@ -148,7 +149,8 @@ def _draw_curve(figure: Figure, axes: Axes, curve: Curve, look: Style) -> None:
 def _point_text(curve: Curve, i: int) -> str:
     lines = [
         f"{curve.label}, lr {lr_text(curve.lr[i])}",
-        f"loss {curve.mean[i]:.4g} nats ({range_text(curve.low[i], curve.high[i], curve.n[i])})",
+        f"loss {curve.mean[i]:.4g} {curve.unit} "
+        f"({range_text(curve.low[i], curve.high[i], curve.n[i])})",
     ]
     if curve.n_diverged[i]:
         lines.append(f"{curve.n_diverged[i]} diverged, counted with the initial loss")

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ..curves import Study
-from ..layout import GREY, CannotDraw, note, panels
+from ..layout import GREY, CannotDraw, note, panels, unit_of
 from ..robustness import Measure, best_lr, sensitivity, usable_width, width
 from ..slices import Slice, slices
 from ..statistics import Interval, interval
@@ -132,7 +132,9 @@ def _frame(axes: Axes, family: Sequence[Slice], measure: Measure) -> None:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.set_xlabel(family[0].key, fontsize=7.5)
     name = {"lr": "best learning rate", "decades": f"usable width at {WIDTH_Q:.0%} (decades)"}
-    axes.set_title(name.get(measure.unit, f"{measure.name} (nats)"), fontsize=7.5)
+    axes.set_title(
+        name.get(measure.unit, f"{measure.name} ({unit_of(family[0].curves)})"), fontsize=7.5
+    )
     axes.tick_params(labelsize=7)
 
 

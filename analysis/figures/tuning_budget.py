@@ -11,7 +11,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ..curves import Curve, Study
-from ..layout import CEILING, WIDTH, CannotDraw, legend_beside, note, panels, scale_losses
+from ..layout import (
+    CEILING,
+    WIDTH,
+    CannotDraw,
+    legend_beside,
+    loss_name,
+    note,
+    panels,
+    scale_losses,
+)
 from ..robustness import tuning_budget
 from ..style import Style, styles
 
@@ -57,7 +66,7 @@ def _one_panel(study: Study, lines: list[Line], known: list[Line]) -> Figure:
         _draw_line(axes, *line)
     _scale(axes, known)
     axes.set_xlabel("random trials, log-uniform over the method's grid")
-    axes.set_ylabel("expected best final validation loss (nats)")
+    axes.set_ylabel(f"expected best {loss_name(study.curves)}")
     axes.set_title(study.name)
     handles = [
         Line2D(
@@ -89,7 +98,7 @@ def _small_multiples(study: Study, lines: list[Line], known: list[Line]) -> Figu
     _scale(grid.axes[0], known)
     grid.title(study.name)
     grid.x_label("random trials, log-uniform over the method's grid", below=0.25)
-    grid.y_label("expected best final validation loss (nats)")
+    grid.y_label(f"expected best {loss_name(study.curves)}")
     return grid.figure
 
 
@@ -101,7 +110,7 @@ def _draw_line(axes: Axes, curve: Curve, look: Style, values: np.ndarray) -> Non
     axes.axhline(curve.ceiling, **CEILING, zorder=1)
     for k, value in zip(TRIALS, values, strict=True):
         if np.isfinite(value):
-            text = f"{curve.label}\nexpected best after {k} trials: {value:.4g} nats"
+            text = f"{curve.label}\nexpected best after {k} trials: {value:.4g} {curve.unit}"
             note(axes, float(k), float(value), text)
 
 
