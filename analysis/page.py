@@ -1,82 +1,194 @@
-"""A sweep's page in W&B, made from its curves: ``python -m analysis.page SWEEP [overrides]``.
-
-This is the door between the two packages: ``optlab`` never imports ``analysis``, so ``optlab sync``
-calls this module as a program, and what it computes goes out through ``optlab.tracking``.
-"""
+"""``report.html``: figures, tables, provenance and runs of a sweep in one file, without network."""
 
 from __future__ import annotations
 
-import io
-import sys
-from collections.abc import Sequence
+import importlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
-import matplotlib as mpl
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from optlab.errors import ConfigError
-from optlab.store import RunStore
-from optlab.sweep import Sweep, from_arguments
-from optlab.tracking.client import explain
-from optlab.tracking.page import Page, publish_page
-from optlab.tracking.publish import is_empty
+from . import tables
+from .curves import Study, is_diverged
+from .drawing import Drawn
+from .style import style
 
-from . import figures, style, tables
-from .curves import Study, curves, is_done
-from .sweeps import settings
+HERE = Path(__file__).parent
+FACTS = {  # key of meta.json -> what a reader calls it
+    "commit": "commit",
+    "device": "device",
+    "host": "machine",
+    "platform": "system",
+    "python": "Python",
+    "threads": "CPU threads per run",
+}
+NO_LINKS = {"folder": "", "log": "", "wandb": ""}
 
 
-def page(sweep: Sweep) -> Page:
-    """What the page of a sweep shows, as far as its runs exist."""
-    store = RunStore(sweep.settings.runtime.runs_folder)
-    words = settings(sweep)
-    runs = store.runs_table(sweep.runs).assign(setting=words)
-    study = Study(sweep.name, runs, store.records_table(sweep.runs), curves(runs))
-    with mpl.rc_context(style.RC):  # pyright: ignore[reportArgumentType]  # keys typed as literals
-        drawn, points = figures.find("lr_sensitivity")(study)
-        png = io.BytesIO()
-        drawn.savefig(png, format="png")
-    ids = [run.id for run in sweep.runs]
-    return Page(
-        sweep=sweep.name,
-        command=sweep.command,
-        figures=sweep.figures,
-        coverage={str(status): int(n) for status, n in runs["outcome"].value_counts().items()},
-        points=points,
-        robustness=tables.robustness(study.curves),
-        figure=png.getvalue() if is_done(runs).any() else None,
-        runs=list(zip(ids, words, strict=True)),
-        missing=[store.row(run) for run in sweep.runs if is_empty(store, run)],
+@dataclass(frozen=True)
+class _Picture:
+    """A figure as the page shows it."""
+
+    name: str
+    title: str
+    reading: str  # how to read it
+    svg: str
+    why_not: str
+
+
+def html(
+    study: Study,
+    drawn: Sequence[Drawn],
+    words: Mapping[str, str],
+    *,
+    launch: str,
+    out: Path,
+    runs_folder: Path | None = None,
+) -> bytes:
+    """The page, to be written into the folder ``out``, to which its links are relative.
+
+    ``words``: heading -> plain text, such as the certificate. ``launch``: the command that fills
+    the holes. ``runs_folder``: the run store, where provenance, logs and W&B links are; None for
+    tables that come from elsewhere.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    metas = {} if runs_folder is None else _metas(study.runs["run"], runs_folder)
+    text = environment.get_template("page.html").render(
+        name=study.name,
+        launch=launch,
+        pictures=[_picture(each) for each in drawn],
+        words=words,
+        robustness=_robustness(study),
+        facts=list(_facts(metas)),
+        runs=list(_runs(study, out, runs_folder)),
+        has_settings=any(curve.setting for curve in study.curves),
+        outcomes=sorted(set(_states(study.runs))),
+    )
+    return text.encode()
 
 
-def refresh(sweep: Sweep) -> str:
-    """Bring the sweep's page up to date; what to print. Raises ConfigError where W&B refuses."""
-    tracking = sweep.settings.tracking
-    folder = sweep.settings.runtime.results_folder / sweep.name
-    folder.mkdir(parents=True, exist_ok=True)
+def _picture(drawn: Drawn) -> _Picture:
+    """Title and reading come from where they are written: the docstrings of the figure's file."""
+    module = importlib.import_module(f"analysis.figures.{drawn.name}")
+    reading = " ".join((module.draw.__doc__ or "").replace("``", "").split())
+    title = (module.__doc__ or drawn.name).strip().split("\n")[0].rstrip(".")
+    return _Picture(drawn.name, title, reading, drawn.svg, drawn.why_not)
+
+
+def _robustness(study: Study) -> dict[str, list]:
+    """The robustness table as people read it."""
+    table = tables.display(study.curves)
+    return {"columns": list(table.columns), "rows": table.to_numpy().tolist()}
+
+
+def _metas(runs: pd.Series, folder: Path) -> dict[str, dict[str, Any]]:
+    """meta.json of every run that has one."""
+    found = {run: _json(folder / run / "meta.json") for run in runs}
+    return {run: meta for run, meta in found.items() if meta}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON file; empty where there is none, or a torn one: the store says so elsewhere."""
     try:
-        url, note = publish_page(page(sweep), tracking, folder)
-    except ConfigError:
-        raise
-    except Exception as error:  # the client raises errors of many kinds
-        raise ConfigError(f"The page of {sweep.name} is not published: {explain(error)}") from error
-    return "\n".join(filter(None, [note, f"The sweep's page: {url}"]))
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Publish the page of one sweep. Exit codes: 0 done, 1 error."""
-    words = [word for word in arguments if word != "--report"]
-    try:
-        sweep = from_arguments([f"sweeps={words[0]}", *words[1:]])
-        print(refresh(sweep), flush=True)
-        if "--report" in arguments:
-            from optlab.tracking.report import publish_report
+def _facts(metas: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, int]]:
+    """What made the numbers, its values, and the number of runs that each made."""
+    for key, name in FACTS.items():
+        for value, count in Counter(_fact(meta, key) for meta in metas.values()).most_common():
+            yield name, value, count
+    packages = sorted({package for meta in metas.values() for package in meta.get("versions", {})})
+    for package in packages:
+        versions = Counter(str(meta.get("versions", {}).get(package)) for meta in metas.values())
+        for value, count in versions.most_common():
+            yield package, value, count
+    started = sorted(meta["started"] for meta in metas.values() if "started" in meta)
+    if started:
+        yield "started", f"{started[0]} to {started[-1]}", len(started)
 
-            print(f"The sweep's report: {publish_report(sweep.name, sweep.settings.tracking)}")
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+
+def _fact(meta: Mapping[str, Any], key: str) -> str:
+    value = "not recorded" if meta.get(key) is None else str(meta[key])
+    if key == "commit" and meta.get("dirty"):
+        return f"{value}, with uncommitted changes ({meta['dirty']})"
+    return value
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def _states(runs: pd.DataFrame) -> list[str]:
+    """Outcomes as the analysis counts them: one without a finite loss has diverged."""
+    return list(runs["outcome"].mask(is_diverged(runs), "diverged"))
+
+
+def _runs(study: Study, out: Path, folder: Path | None) -> Iterator[dict[str, Any]]:
+    """One row per run, its links relative to ``out``."""
+    setting = {run: curve.setting for curve in study.curves for run in curve.run.flat if run != ""}
+    seconds = _seconds(study.records)
+    for row, state in zip(study.runs.to_dict("records"), _states(study.runs), strict=True):
+        run = str(row["run"])
+        yield {
+            "run": run,
+            "method": style(row["method"]).label,
+            "setting": setting.get(run, ""),
+            "lr": float(row["lr"]),
+            "seed": row["seed"],
+            "outcome": state,
+            "at_chance": state == "finished" and row["at_chance"] is True,
+            "cause": row["cause"] if isinstance(row["cause"], str) else "",
+            "step": _number(row.get("step")),
+            "loss": _number(row["final_loss"]),
+            "accuracy": _number(row.get("accuracy")),
+            "seconds": seconds.get(run),
+            **(NO_LINKS if folder is None else _links(folder / run, out)),
+        }
+
+
+def _seconds(records: pd.DataFrame) -> dict[str, float]:
+    """Training time of each run with records that hold it."""
+    if "seconds" not in records or records.empty:
+        return {}
+    return records["seconds"].astype(float).groupby(records["run"]).max().dropna().to_dict()
+
+
+def _number(value: object) -> float | None:
+    """A finite number; None for what the table leaves open."""
+    number = float(value) if isinstance(value, int | float) else math.nan
+    return number if math.isfinite(number) else None
+
+
+def _links(folder: Path, out: Path) -> dict[str, str]:
+    """Links to a run's folder, its log and its mirror in W&B, as far as they exist."""
+    if not folder.is_dir():
+        return NO_LINKS
+    log = folder / "log.txt"
+    urls = [
+        str(published["url"])
+        for published in _json(folder / "wandb.json").values()
+        if isinstance(published, dict) and str(published.get("url", "")).startswith("http")
+    ]
+    return {
+        "folder": _relative(folder, out),
+        "log": _relative(log, out) if log.exists() else "",
+        "wandb": urls[-1] if urls else "",
+    }
+
+
+def _relative(path: Path, out: Path) -> str:
+    return quote(Path(os.path.relpath(path.resolve(), out.resolve())).as_posix())

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import pandas as pd
-from matplotlib.figure import Figure
 
 from optlab.errors import ConfigError
 from optlab.store import write_bytes
 
-from . import checks, compared, style, tables
+from . import checks, compared, page, tables
 from . import figures as drawings
 from .compared import USABLE, Usable
 from .curves import Curve, Study, curves, is_diverged, is_done
+from .drawing import draw_all
 from .outcomes import Final, with_final
 from .robustness import Optimum, best, usable_width
 from .tables import lr_text
 
 WRAP = 100  # columns of a terminal
 LAST = Final()
+PAGE = "report.html"
 
 
 def analyse(
@@ -40,20 +39,23 @@ def analyse(
     notes: Sequence[str] = (),
     launches: bool = True,
     width: Usable = USABLE,
+    runs_folder: Path | None = None,
 ) -> str:
     """Write the figures and the robustness table of a sweep into ``out``; return what to print.
 
     ``figures``: names of files in ``analysis/figures`` (none: ``lr_sensitivity``); each becomes
-    NAME.{pdf,png,csv}. The last line of the text is the path of the first one. Where no run is done
-    yet only the table is written. ``command``: the words after ``python launch.py -m`` that launch
-    the sweep (``sweeps=NAME``); ``launches`` is false for a table that is no sweep of ours.
-    ``compare``: two methods to say all differences of. ``final``: which number of a run is its
-    final metric. ``notes``: sentences to begin with. ``width``: what a usable learning rate may
-    lose. Raises ConfigError for an unknown figure, a table of runs that cannot be read as curves,
-    or a folder that cannot be written.
+    NAME.{pdf,png,csv}. The last line of the text is the path of the first one that could be drawn;
+    a sentence says why another could not. Where no run is done yet only the table and the page are
+    written. ``command``: the words after ``python launch.py -m`` that launch the sweep
+    (``sweeps=NAME``); ``launches`` is false for a table that is no sweep of ours. ``compare``: two
+    methods to say all differences of. ``final``: which number of a run is its final metric.
+    ``notes``: sentences to begin with. ``width``: what a usable learning rate may lose.
+    ``runs_folder``: the run store, which the page links to. Raises ConfigError for an unknown
+    figure, a table of runs that cannot be read as curves, or a folder that cannot be written.
     """
     chosen = list(figures) or ["lr_sensitivity"]
-    draws = [drawings.find(figure) for figure in chosen]
+    for figure in chosen:
+        drawings.find(figure)
     checks.check_units(runs)
     runs = with_final(runs, records, final)
     study = Study(name, runs, records, curves(runs))
@@ -66,12 +68,23 @@ def analyse(
         parts.append(tables.text(study.curves, width))
     if not is_done(runs).any():
         hint = f" To launch it: {launch}" if launch else ""
+        words = {"Coverage": parts[0]}
+        _write(out / PAGE, page.html(study, [], words, launch=launch, out=out))
         return "\n\n".join([*parts, f"There is nothing to analyse yet.{hint}"])
-    for figure, draw in zip(chosen, draws, strict=True):
-        _write_figure(study, draw, out / figure)
-    parts += [certificate(study.curves), *_resolved(study, width)]
-    parts += [_definitions(study.curves, final, width)]
-    return "\n\n".join([*parts, _written(chosen, out)]) + f"\n{out / chosen[0]}.png"
+    drawn = draw_all(study, chosen)
+    for each in drawn:
+        for file, content in each.files.items():
+            _write(out / file, content)
+    certified, defined = certificate(study.curves), _definitions(study.curves, final, width)
+    resolved = _resolved(study, width)
+    words = {"Coverage": parts[0], "Certificate": "\n\n".join([certified, *resolved])}
+    words["Definitions"] = defined
+    content = page.html(study, drawn, words, launch=launch, out=out, runs_folder=runs_folder)
+    _write(out / PAGE, content)
+    shown = [each.name for each in drawn if not each.why_not]
+    absent = [_wrapped(each.why_not) for each in drawn if each.why_not]
+    parts += [certified, *resolved, defined, "\n".join([*absent, _written(shown, out)])]
+    return "\n\n".join(parts) + (f"\n{out / shown[0]}.png" if shown else f"\n{out / PAGE}")
 
 
 def _noted(text: str, notes: Sequence[str]) -> str:
@@ -190,7 +203,7 @@ def _definitions(curves: Sequence[Curve], final: Final, width: Usable) -> str:
 
 
 def _written(chosen: Sequence[str], out: Path) -> str:
-    files = [*(f"{figure}.{{pdf,png,csv}}" for figure in chosen), "robustness.{csv,md,tex}"]
+    files = [*(f"{figure}.{{pdf,png,csv}}" for figure in chosen), "robustness.{csv,md,tex}", PAGE]
     return _wrapped(f"Written to {out}: {', '.join(files)}")
 
 
@@ -205,26 +218,6 @@ def _write_tables(curves: Sequence[Curve], out: Path, width: Usable) -> None:
     _write(out / "robustness.csv", tables.robustness(curves, width).to_csv(index=False).encode())
     _write(out / "robustness.md", tables.markdown(curves, width).encode())
     _write(out / "robustness.tex", tables.latex(curves, width).encode())
-
-
-def _write_figure(study: Study, draw: drawings.Draw, stem: Path) -> None:
-    with mpl.rc_context(style.RC):  # pyright: ignore[reportArgumentType]  # keys typed as literals
-        figure, table = draw(study)
-        # without its date, the same data give the same file
-        pdf = _rendered(figure, "pdf", {"CreationDate": None})
-        png = _rendered(figure, "png", {})
-    for suffix, content in (
-        ("pdf", pdf),
-        ("png", png),
-        ("csv", table.to_csv(index=False).encode()),
-    ):
-        _write(stem.with_name(f"{stem.name}.{suffix}"), content)
-
-
-def _rendered(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, metadata=metadata)
-    return buffer.getvalue()
 
 
 def _write(path: Path, content: bytes) -> None:

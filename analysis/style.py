@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.colors import to_hex, to_rgb
+
+Dash = Literal["-", "--", "-.", ":"]
 
 
 @dataclass(frozen=True)
@@ -18,23 +21,50 @@ class Style:
     label: str
     colour: str
     marker: str
-    dash: Literal["-", "--"] = "-"
+    dash: Dash = "-"
 
 
 # Okabe and Ito's palette, safe for colour-blind readers; black is AdamW, the usual baseline.
+BLACK, SKY, PINK = "#000000", "#56B4E9", "#CC79A7"
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+# Labels of up to 13 letters, so that tables fit a terminal; 'ref.' is the authors' own code.
+# Dashes: '--' Momo, '-.' with an estimated lower bound, ':' a variant, or another's code.
 KNOWN = {
-    "sgd_momentum": Style("SGD-M", "#CC79A7", "p"),
-    "adamw": Style("AdamW", "#000000", "s"),
-    "muon_adam": Style("MuonAdam", "#0072B2", "o"),
-    "scion": Style("Scion", "#E69F00", "D"),
-    "polargrad": Style("PolarGrad", "#009E73", "v"),
-    "muonmax": Style("MuonMax", "#D55E00", "^"),
-    "muon_adam_momo": Style("MuonAdam-Momo", "#0072B2", "o", "--"),
-    "scion_momo": Style("Scion-Momo", "#E69F00", "D", "--"),
-    "muonmax_momo": Style("MuonMax-Momo", "#D55E00", "^", "--"),
+    "sgd_momentum": Style("SGD-M", PINK, "p"),
+    "adamw": Style("AdamW", BLACK, "s"),
+    "muon_adam": Style("MuonAdam", BLUE, "o"),
+    "scion": Style("Scion", ORANGE, "D"),
+    "polargrad": Style("PolarGrad", GREEN, "v"),
+    "muonmax": Style("MuonMax", RED, "^"),
+    "muon_adam_momo": Style("MuonAdam-Momo", BLUE, "o", "--"),
+    "scion_momo": Style("Scion-Momo", ORANGE, "D", "--"),
+    "muonmax_momo": Style("MuonMax-Momo", RED, "^", "--"),
+    "muonmax_momo_stale": Style("MuonMax-stale", RED, "^", ":"),
+    "scion_constrained": Style("Scion-constr.", ORANGE, "D", ":"),
+    "muon_jordan": Style("Muon (Jordan)", BLUE, "h"),
+    "muon_moonlight": Style("Moonlight", BLUE, "P"),
+    "muon_torch": Style("torch Muon", BLUE, "*"),
+    "sgd_steepest": Style("SGD-steepest", PINK, "P", ":"),
+    "normalized_sgd": Style("Norm. SGD", PINK, "h", ":"),
+    "signsgd": Style("SignSGD", PINK, "*", ":"),
+    "ggnc": Style("GGNC", GREEN, "v", ":"),
+    "momo": Style("Momo", PINK, "p", "--"),
+    "momo_star": Style("Momo*", PINK, "p", "-."),
+    "momo_official": Style("Momo (ref.)", PINK, "p", ":"),
+    "momo_adam": Style("MomoAdam", BLACK, "s", "--"),
+    "momo_adam_star": Style("MomoAdam*", BLACK, "s", "-."),
+    "momo_adam_official": Style("MomoAdam-ref.", BLACK, "s", ":"),
+    "adam": Style("Adam", SKY, "8"),
+    "adam_ada2": Style("Adam (ada2)", SKY, "8", ":"),
+    "adam_adainf": Style("Adam (adainf)", SKY, "8", "-."),
+    "nadam": Style("NAdam", "#882255", "o", ":"),
+    "lion": Style("Lion", "#882255", "H"),
+    "rmsprop": Style("RMSprop", "#44AA99", "H", ":"),
+    "adagrad": Style("Adagrad", "#44AA99", "H", "-."),
 }
-SPARE_COLOURS = ("#56B4E9", "#882255", "#44AA99", "#332288", "#999933", "#AA4499", "#666666")
-SPARE_MARKERS = ("h", "d", "P", "*", "8", "H")
+SPARE_COLOURS = (SKY, "#882255", "#44AA99", "#332288", "#999933", "#AA4499", "#666666")
+SPARE_MARKERS = ("h", "P", "*", "8", "H")  # of '<', '>' and 'd' figures make marks of their own
+LIGHTNESS = (30.0, 72.0)  # CIE L* of the darkest and the lightest setting of a method
 
 RC = {
     "font.size": 8,
@@ -50,6 +80,8 @@ RC = {
     "pdf.fonttype": 42,  # TrueType: Type 3 fonts are refused by many journals
     "savefig.bbox": "tight",
     "savefig.dpi": 200,
+    "hatch.linewidth": 0.5,
+    "svg.fonttype": "path",  # looks the same on machines without our fonts
 }
 
 
@@ -75,31 +107,70 @@ def order(method: str) -> tuple[int, str]:
     return (known.index(method) if method in KNOWN else len(known), method)
 
 
-def styles(methods: Iterable[str]) -> list[Style]:
-    """The styles of the lines of one figure, no two alike while spare markers last.
+def styles(lines: Iterable[tuple[str, str]]) -> list[Style]:
+    """The styles of the lines (method, setting) of one figure, no two alike.
 
-    A line that would look like an earlier one (two unknown methods, or one method in two settings)
-    gets the next free marker.
+    The settings of one method keep its hue and its dash: they run from dark to light, in the order
+    of their numbers, and change their marker. Of two unknown methods that would look alike, the
+    later one gets the next free marker, then the next free colour.
     """
+    lines = list(lines)
     taken: set[tuple[str, str, str]] = set()
     found = []
-    for method in methods:
-        own = style(method)
-        options = [own, *(replace(own, marker=marker) for marker in SPARE_MARKERS)]
-        free = next((s for s in options if (s.colour, s.marker, s.dash) not in taken), own)
+    for method, setting in lines:
+        own = _of_setting(style(method), setting, [s for m, s in lines if m == method])
+        free = next((s for s in _options(own) if (s.colour, s.marker, s.dash) not in taken), own)
         taken.add((free.colour, free.marker, free.dash))
         found.append(free)
     return found
 
 
-def scale_losses(axes: Axes, bottom: float, top: float) -> None:
-    """Limits of a loss axis, with some air below ``bottom``; logarithmic where over a decade."""
-    if not 0 < bottom < top / 10:
-        axes.set_ylim(bottom - 0.05 * (top - bottom), top if bottom < top else None)
-        return
-    axes.set_yscale("log")
-    axes.set_ylim(bottom * (bottom / top) ** 0.05, top)
-    if top < 1000 * bottom:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+def natural(text: str) -> list[tuple[int, float, str]]:
+    """Sort key of a text by its words and numbers: 'width=8' before 'width=16', 'b' after 'a'."""
+    words = re.split(r"(\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)", text)
+    return [(1, float(word), "") if i % 2 else (0, 0.0, word) for i, word in enumerate(words)]
+
+
+def shades(colour: str, n: int) -> list[str]:
+    """``n`` colours of the same hue, from dark to light in equal steps of CIE lightness."""
+    if n == 1:
+        return [colour]
+    low, high = LIGHTNESS
+    return [_of_lightness(colour, low + (high - low) * i / (n - 1)) for i in range(n)]
+
+
+def lightness(colour: str) -> float:
+    """CIE L*, 0 (black) to 100 (white): what is left of a colour in a grey print."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return 116 * luminance ** (1 / 3) - 16 if luminance > 0.008856 else 903.3 * luminance
+
+
+def _of_setting(own: Style, setting: str, settings: Sequence[str]) -> Style:
+    known = sorted(set(settings), key=natural)
+    if len(known) == 1:
+        return own
+    i = known.index(setting)
+    markers = [own.marker, *(marker for marker in SPARE_MARKERS if marker != own.marker)]
+    return replace(own, colour=shades(own.colour, len(known))[i], marker=markers[i % len(markers)])
+
+
+def _options(own: Style) -> Iterable[Style]:
+    yield own
+    for colour, marker in itertools.product((own.colour, *SPARE_COLOURS), SPARE_MARKERS):
+        yield replace(own, colour=colour, marker=marker)
+
+
+def _of_lightness(colour: str, target: float) -> str:
+    """The colour mixed with black (share -1) or white (share 1) until it has that CIE L*."""
+    low, high = -1.0, 1.0
+    for _ in range(20):
+        share = (low + high) / 2
+        low, high = (share, high) if lightness(_mixed(colour, share)) < target else (low, share)
+    return _mixed(colour, (low + high) / 2)
+
+
+def _mixed(colour: str, share: float) -> str:
+    end = 1.0 if share > 0 else 0.0
+    red, green, blue = (c + abs(share) * (end - c) for c in to_rgb(colour))
+    return to_hex((red, green, blue))

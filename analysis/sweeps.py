@@ -51,6 +51,7 @@ def analyse_sweep(
         out=folder,
         figures=sweep.figures,
         command=sweep.command,
+        runs_folder=runtime.runs_folder,
         compare=compare,
         final=outcomes.final(final),
         width=usable(width),

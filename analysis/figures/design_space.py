@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..curves import Curve, Study
-from ..style import SPARE_MARKERS, scale_losses
+from ..layout import CannotDraw, loss_name, scale_losses
+from ..style import SPARE_MARKERS
 
 COLUMNS = 3  # panels in a row
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
@@ -20,6 +21,8 @@ CEILING = {"color": "0.35", "linestyle": (0, (4, 3)), "linewidth": 0.8}
 
 def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     """Panels by what varies besides norms; colour says the norms, the dash a Momo form."""
+    if not study.curves:
+        raise CannotDraw("the sweep has no runs, so there is nothing to draw")
     panels = sorted({_panel(curve) for curve in study.curves})
     colours = _colours(study.curves)
     rows = -(-len(panels) // COLUMNS)
@@ -32,7 +35,7 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     _scale(grid.flat[0], study.curves)
     figure.suptitle(study.name)
     figure.supxlabel("learning rate", fontsize=8.5)
-    figure.supylabel("final validation loss (nats)", fontsize=8.5)
+    figure.supylabel(loss_name(study.curves), fontsize=8.5)
     _legend(figure, study.curves, colours)
     figure.tight_layout()
     return figure, _table(study.curves)

@@ -3,44 +3,125 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import NullLocator
 from matplotlib.transforms import offset_copy
 
 from ..curves import Curve, Study
-from ..robustness import best
-from ..style import Style, scale_losses, styles
+from ..layout import (
+    CEILING,
+    GREY,
+    WIDTH,
+    CannotDraw,
+    legend_beside,
+    loss_name,
+    lr_axis,
+    note,
+    panels,
+    range_text,
+    scale_losses,
+)
+from ..robustness import Side, best, usable_width
+from ..style import Style, styles
+from ..tables import WIDTH_Q, lr_text
 
 FIRST_ROW, ROW = 7.0, 5.0  # points from the ceiling to the marks of divergence, row to row
 EVERY, SOME = 1.4, 0.5  # stroke widths of a cross, in points
-GREY = "0.35"
-CEILING = {"color": GREY, "linestyle": (0, (4, 3)), "linewidth": 0.8}
 POINTING = {"left": "<", "right": ">", "both": "d"}
+ENDS = {"crossing": "|", "ceiling": "|", "hole": "$?$"}  # of a usable width; an edge is an arrow
+MANY, TOGETHER, MOST = 12, 6, 60  # lines in one panel, settings in a method's panel, panels
+
+Look = tuple[Curve, Style]
 
 
 def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
-    """Seed means with their range; a row per method above the ceiling marks what diverged."""
-    figure = Figure(figsize=(6.6, 3.7))
-    axes = figure.add_subplot()
-    looks = styles(curve.method for curve in study.curves)
-    for curve, look in zip(study.curves, looks, strict=True):
+    """Seed means with their range; crosses above the ceiling mark what diverged.
+
+    Up to ``MANY`` lines share one panel, with the usable learning rates of each below it; more are
+    drawn as small multiples, each panel over the other lines in grey, the usable ones shaded.
+    """
+    looks = styles((curve.method, curve.setting) for curve in study.curves)
+    drawn = list(zip(study.curves, looks, strict=True))
+    if not drawn:
+        raise CannotDraw("the sweep has no runs, so there is nothing to draw")
+    figure = _one_panel(study, drawn) if len(drawn) <= MANY else _small_multiples(study, drawn)
+    return figure, _table(study.curves)
+
+
+def _one_panel(study: Study, drawn: Sequence[Look]) -> Figure:
+    strip = 0.14 + 0.085 * len(drawn)  # inches
+    figure = Figure(figsize=(WIDTH, 3.5 + strip))
+    axes, below = figure.subplots(
+        2, 1, sharex=True, height_ratios=[3.0, strip], gridspec_kw={"hspace": 0.04}
+    )
+    unstable = _draw_lines(figure, axes, drawn)
+    _scale(axes, study.curves)
+    axes.set_ylabel(loss_name(study.curves))
+    axes.set_title(study.name, pad=FIRST_ROW + 3 + ROW * unstable)
+    axes.tick_params(which="both", bottom=False, labelbottom=False)
+    _draw_usable(below, drawn)
+    below.set_xlabel("learning rate")
+    handles = [
+        Line2D([], [], color=s.colour, linestyle=s.dash, marker=s.marker, label=c.label)
+        for c, s in drawn
+    ]
+    legend_beside(axes, [*handles, *_keys(study.curves), *_width_key(study.curves)])
+    return figure
+
+
+def _small_multiples(study: Study, drawn: Sequence[Look]) -> Figure:
+    groups = [list(group) for _, group in groupby(drawn, key=lambda look: look[0].method)]
+    if max(map(len, groups)) > TOGETHER or len(groups) == 1:
+        groups = [[look] for look in drawn]
+    if len(groups) > MOST:
+        raise CannotDraw(
+            f"its {len(drawn)} lines would need {len(groups)} panels; choose among them "
+            "(optimizer=NAME,NAME), or draw design_space"
+        )
+    rows = max(1 + sum(c.diverged.any() for c, _ in group) for group in groups)
+    gap = (0.14, 0.36 + ROW * rows / 72)
+    grid = panels(
+        len(groups), columns=4, width=1.65, height=1.15, gap=gap, sharex=True, sharey=True
+    )
+    backdrop = [np.column_stack([curve.lr, _shown(curve)]) for curve, _ in drawn]
+    for axes, group in zip(grid.axes, groups, strict=True):
+        axes.add_collection(LineCollection(backdrop, colors="0.85", linewidths=0.5, zorder=0))
+        unstable = _draw_lines(grid.figure, axes, group)
+        if len(group) == 1:
+            _shade_usable(axes, *group[0])
+        title = group[0][0].label if len(group) == 1 else _method_label(group)
+        pad = 4 + (FIRST_ROW + ROW * unstable - 2 if unstable else 0)
+        axes.set_title(_broken(title), fontsize=7, loc="left", pad=pad)
+        if len(group) > 1:
+            _settings_legend(axes, group)
+    _scale(grid.axes[0], study.curves)
+    for axes in grid.axes:
+        axes.tick_params(labelsize=6.5)
+        axes.xaxis.set_minor_locator(NullLocator())
+    grid.title(study.name, above=0.42)
+    grid.x_label("learning rate")
+    grid.y_label(loss_name(study.curves))
+    grid.legend([*_keys(study.curves), *_width_key(study.curves)])
+    return grid.figure
+
+
+def _draw_lines(figure: Figure, axes: Axes, drawn: Sequence[Look]) -> int:
+    """Lines, ceilings and rows of crosses of one panel; how many rows there are."""
+    for curve, look in drawn:
         _draw_curve(figure, axes, curve, look)
-    _draw_ceiling(axes, study.curves)
-    unstable = [(c, s) for c, s in zip(study.curves, looks, strict=True) if c.diverged.any()]
+    _draw_ceiling(axes, [curve for curve, _ in drawn])
+    unstable = [look for look in drawn if look[0].diverged.any()]
     for row, (curve, look) in enumerate(reversed(unstable)):
         _draw_diverged(figure, axes, curve, look, row)
-    _scale(axes, study.curves)
-    axes.set_xlabel("learning rate")
-    axes.set_ylabel("final validation loss (nats)")
-    axes.set_title(study.name, pad=FIRST_ROW + 3 + ROW * len(unstable))
-    _legend(axes, study.curves, looks)
-    return figure, _table(study.curves)
+    return len(unstable)
 
 
 def _draw_curve(figure: Figure, axes: Axes, curve: Curve, look: Style) -> None:
@@ -61,6 +142,25 @@ def _draw_curve(figure: Figure, axes: Axes, curve: Curve, look: Style) -> None:
                 zorder=4,
             )
     _draw_edge_optimum(figure, axes, curve, look)
+    for i in np.flatnonzero(curve.n > 0):
+        note(axes, lr[i], min(curve.mean[i], curve.ceiling), _point_text(curve, int(i)))
+
+
+def _point_text(curve: Curve, i: int) -> str:
+    lines = [
+        f"{curve.label}, lr {lr_text(curve.lr[i])}",
+        f"loss {curve.mean[i]:.4g} {curve.unit} "
+        f"({range_text(curve.low[i], curve.high[i], curve.n[i])})",
+    ]
+    if curve.n_diverged[i]:
+        lines.append(f"{curve.n_diverged[i]} diverged, counted with the initial loss")
+    if curve.n[i] < curve.planned[i]:
+        lines.append(f"{curve.planned[i] - curve.n[i]} of {curve.planned[i]} seeds lacking")
+    return "\n".join(lines)
+
+
+def _shown(curve: Curve) -> np.ndarray:
+    return np.where(_inside_cliff(curve), np.nan, np.fmin(curve.mean, curve.ceiling))
 
 
 def _inside_cliff(curve: Curve) -> np.ndarray:
@@ -116,31 +216,64 @@ def _draw_diverged(figure: Figure, axes: Axes, curve: Curve, look: Style, row: i
                 transform=above,
                 clip_on=False,
             )
+            diverged = f"{curve.label}, lr {lr_text(lr)}\n{count} of {n} seeds diverged"
+            note(axes, lr, 1.0, diverged, transform=above)
+
+
+def _draw_usable(axes: Axes, drawn: Sequence[Look]) -> None:
+    """A bar per line, in the order of the legend: the learning rates close to its best loss."""
+    for row, (curve, look) in enumerate(drawn):
+        width, optimum = usable_width(curve, WIDTH_Q), best(curve)
+        if width is None or optimum is None:
+            continue
+        ends = [width.left.lr, width.right.lr]
+        axes.plot(ends, [row, row], color=look.colour, linewidth=2.6, alpha=0.45, zorder=2)
+        axes.plot([optimum.lr], [row], look.marker, color=look.colour, markersize=3.2, zorder=4)
+        for side, arrow in ((width.left, "<"), (width.right, ">")):
+            _draw_end(axes, side, row, look, arrow)
+        text = (
+            f"{curve.label}: usable from lr {lr_text(ends[0])} to {lr_text(ends[1])}, "
+            f"{'at least ' if width.censored else ''}{width.decades:.2f} decades"
+        )
+        for x in {*ends, optimum.lr}:
+            note(axes, x, row, text)
+    axes.set_ylim(len(drawn) - 0.3, -0.7)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_ylabel("usable", rotation=0, ha="right", va="center", fontsize=7)
+
+
+def _draw_end(axes: Axes, side: Side, row: int, look: Style, arrow: str) -> None:
+    marker = arrow if side.bound == "edge" else ENDS[side.bound]
+    axes.plot(
+        [side.lr],
+        [row],
+        marker=marker,
+        linestyle="none",
+        color=look.colour,
+        markersize=3.4,
+        markeredgewidth=0.9,
+        clip_on=False,
+        zorder=3,
+    )
+
+
+def _shade_usable(axes: Axes, curve: Curve, look: Style) -> None:
+    width = usable_width(curve, WIDTH_Q)
+    if width is not None:
+        axes.axvspan(width.left.lr, width.right.lr, color=look.colour, alpha=0.13, linewidth=0)
 
 
 def _scale(axes: Axes, curves: Sequence[Curve]) -> None:
     """Ceiling on top, best loss at the bottom."""
-    lr = np.concatenate([curve.lr for curve in curves])
-    air = 1.5 * (lr.max() / lr.min()) ** 0.02
-    axes.set_xscale("log")
-    axes.set_xlim(lr.min() / air, lr.max() * air)
-    axes.xaxis.set_major_locator(LogLocator(numticks=20))
+    lr_axis(axes, np.concatenate([curve.lr for curve in curves]))
     ends = np.concatenate([[curve.ceiling, *curve.low, *curve.high] for curve in curves])
     if np.isfinite(ends).any():
         scale_losses(axes, float(np.nanmin(ends)), float(np.nanmax(ends)))
-
-
-def _legend(axes: Axes, curves: Sequence[Curve], looks: Sequence[Style]) -> None:
-    handles = [
-        Line2D([], [], color=s.colour, linestyle=s.dash, marker=s.marker, label=c.label)
-        for c, s in zip(curves, looks, strict=True)
-    ]
-    axes.legend(
-        handles=[*handles, *_keys(curves)],
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
-        handlelength=2.6,
-    )
+    if all(((curve.n == 0) | _all_diverged(curve)).all() for curve in curves):
+        done = any(curve.done.any() for curve in curves)
+        words = "every run diverged" if done else "no run has a result yet"
+        axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", color=GREY)
 
 
 def _keys(curves: Sequence[Curve]) -> list[Line2D | Patch]:
@@ -161,6 +294,13 @@ def _keys(curves: Sequence[Curve]) -> list[Line2D | Patch]:
     return [key for used, key in keys if used]
 
 
+def _width_key(curves: Sequence[Curve]) -> list[Line2D]:
+    if not any(usable_width(curve, WIDTH_Q) for curve in curves):
+        return []
+    label = f"usable: within {WIDTH_Q:.0%} of the drop"
+    return [Line2D([], [], color=GREY, linewidth=2.6, alpha=0.45, label=label)]
+
+
 def _key(label: str, marker: str, *, weight: float = 0.8, face: str = GREY) -> Line2D:
     return Line2D(
         [],
@@ -172,6 +312,24 @@ def _key(label: str, marker: str, *, weight: float = 0.8, face: str = GREY) -> L
         markerfacecolor=face,
         label=label,
     )
+
+
+def _method_label(group: Sequence[Look]) -> str:
+    curve = group[0][0]
+    return curve.label.removesuffix(f" ({curve.setting})")
+
+
+def _broken(title: str) -> str:
+    """A title in lines that fit a small panel."""
+    return title.replace(" (", "\n(", 1) if len(title) > 24 else title
+
+
+def _settings_legend(axes: Axes, group: Sequence[Look]) -> None:
+    handles = [
+        Line2D([], [], color=s.colour, linestyle=s.dash, marker=s.marker, label=c.setting)
+        for c, s in group
+    ]
+    axes.legend(handles=handles, fontsize=5, handlelength=1.6, loc="upper left", borderpad=0)
 
 
 def _all_diverged(curve: Curve) -> np.ndarray:
@@ -192,10 +350,15 @@ def _table(curves: Sequence[Curve]) -> pd.DataFrame:
 
 
 def _points(curve: Curve) -> pd.DataFrame:
-    optimum = best(curve)
+    optimum, width = best(curve), usable_width(curve, WIDTH_Q)
     at_best = np.zeros(len(curve.lr), bool)
     if optimum:
         at_best[optimum.index] = True
+    inside = (
+        (curve.lr >= width.left.lr) & (curve.lr <= width.right.lr)
+        if width
+        else np.zeros(len(curve.lr), bool)
+    )
     return pd.DataFrame(
         {
             "method": curve.method,
@@ -212,5 +375,10 @@ def _points(curve: Curve) -> pd.DataFrame:
             "ceiling": curve.ceiling,
             "best": at_best,
             "best_where": np.where(at_best, optimum.where if optimum else "", ""),
+            "usable": inside,
+            "usable_left": width.left.lr if width else np.nan,
+            "usable_left_bound": width.left.bound if width else "",
+            "usable_right": width.right.lr if width else np.nan,
+            "usable_right_bound": width.right.bound if width else "",
         }
     )

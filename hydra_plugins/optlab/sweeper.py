@@ -64,7 +64,7 @@ class OptlabSweeper(Sweeper):
         text = analyse_sweep(sweep)
         print(text)
         if sweep.settings.tracking.mode == "online":
-            from analysis.page import refresh
+            from analysis.wandb_page import refresh
 
             try:
                 print(refresh(sweep))

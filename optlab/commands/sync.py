@@ -113,6 +113,7 @@ def _page(sweep, args: argparse.Namespace) -> int:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     words: Sequence[str] = [args.sweep, *args.overrides, *(["--report"] if args.report else [])]
     done = subprocess.run(
-        [sys.executable, "-m", "analysis.page", *words], env={**os.environ, "PYTHONPATH": path}
+        [sys.executable, "-m", "analysis.wandb_page", *words],
+        env={**os.environ, "PYTHONPATH": path},
     )
     return done.returncode

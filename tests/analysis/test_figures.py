@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from analysis import figures
 from analysis.curves import Study, curves
 from analysis.figures import design_space, loss_curves, lr_sensitivity
-from analysis.style import style
+from analysis.layout import CannotDraw
+from analysis.style import KNOWN, RC, style
 from optlab.errors import ConfigError
 
 STATES = {
@@ -47,7 +54,7 @@ def records_of(runs: pd.DataFrame, losses: list[list[float]]) -> pd.DataFrame:
 
 def drawn(figure: Figure, method: str) -> dict[float, float]:
     """Every point of a method that has a marker, learning rate -> loss."""
-    look, (axes,) = style(method), figure.axes
+    look, axes = style(method), figure.axes[0]
     return {
         float(x): float(y)
         for line in axes.lines
@@ -58,7 +65,7 @@ def drawn(figure: Figure, method: str) -> dict[float, float]:
 
 def crosses(figure: Figure) -> dict[float, float]:
     """Every divergence mark, learning rate -> stroke width."""
-    (axes,) = figure.axes
+    axes = figure.axes[0]
     return {
         float(line.get_xdata()[0]): line.get_markeredgewidth()
         for line in axes.lines
@@ -76,20 +83,113 @@ class TestFind:
             figures.find("lr_sensitivty")
 
 
+def many(table, methods: list[str], state: str, settings: Sequence[str] = ("",)) -> pd.DataFrame:
+    """A table of runs where every method in every setting has the losses of a state."""
+    frames = [
+        table(dict.fromkeys(methods, STATES[state])).assign(setting=setting) for setting in settings
+    ]
+    whole = pd.concat(frames, ignore_index=True)
+    return whole.assign(run=[f"{i:012x}" for i in range(len(whole))])
+
+
+def momo_records(runs: pd.DataFrame) -> pd.DataFrame:
+    """Records of every run that has begun; a Momo method's steps stay below their cap at 1."""
+    begun = runs.loc[~runs["outcome"].isin(["missing", "queued"])]
+    return pd.DataFrame(
+        [
+            {
+                "run": run,
+                "step": step,
+                "val_loss": 2.0 / (1 + step),
+                "lr": lr,
+                "step_size": min(lr, 0.5) if method.endswith("_momo") else lr,
+            }
+            for run, method, lr in zip(begun["run"], begun["method"], begun["lr"], strict=True)
+            for step in (0, 10, 20)
+        ],
+        columns=["run", "step", "val_loss", "lr", "step_size"],
+    )
+
+
+SHAPES = {  # methods and settings of a sweep
+    "one method": (["adamw_momo"], ("",)),
+    "two methods": (["adamw", "my_own_momo"], ("",)),
+    "settings": (["scion", "scion_momo"], ("model.width=8", "model.width=16", "model.width=32")),
+    "thirty methods": ([f"method_{i}_momo" for i in range(22)] + list(KNOWN)[:8], ("",)),
+}
+TRIED = [(shape, state) for shape in SHAPES for state in STATES if shape in list(SHAPES)[1:2]] + [
+    *(("one method", "one run"), ("settings", "holes"), ("settings", "cliff")),
+    *(("thirty methods", "cliff"), ("thirty methods", "holes")),
+]
+
+
 @pytest.mark.parametrize("name", figures.names())
-@pytest.mark.parametrize("state", STATES)
-def test_every_figure_draws_every_state_of_a_sweep(table, name, state, tmp_path):
-    runs = table({"adamw": STATES[state], "my_own": STATES[state]})
-    figure, points = figures.find(name)(study(runs))
-    figure.savefig(tmp_path / "figure.png", dpi=20)
+@pytest.mark.parametrize(("shape", "state"), TRIED)
+def test_every_figure_of_every_sweep_is_readable_or_a_sentence(table, name, shape, state):
+    methods, settings = SHAPES[shape]
+    runs = many(table, methods, state, settings)
+    try:
+        with mpl.rc_context(RC):
+            figure, points = figures.find(name)(study(runs, momo_records(runs)))
+            figure.draw_without_rendering()
+    except CannotDraw as reason:
+        assert len(str(reason).split()) > 5
+        return
 
     assert isinstance(points, pd.DataFrame)
-    across = {figure.axes[0].get_xlabel(), figure.get_supxlabel()}
-    up = {figure.axes[0].get_ylabel(), figure.get_supylabel()}
-    title = {figure.axes[0].get_title(), figure.get_suptitle()}
-    assert across & {"learning rate", "step"}
-    assert any("(nats)" in words for words in up)
-    assert any("demo" in words for words in title)
+    assert not points.columns.has_duplicates
+    titles = {figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)}
+    assert any("demo" in words for words in titles)
+    labels = [figure.get_supxlabel(), *(axes.get_xlabel() for axes in figure.axes)]
+    assert any(labels)
+    assert overlaps(figure) == []
+    assert legends_over_data(figure) == []
+
+
+def test_every_figure_says_in_a_sentence_that_an_empty_sweep_is_empty(table):
+    runs = table({"adamw": {0.1: [0.5]}}).iloc[:0]
+    for name in figures.names():
+        with pytest.raises(CannotDraw):
+            figures.find(name)(study(runs))
+
+
+def words_of(figure: Figure) -> list[tuple[str, Bbox]]:
+    """Every text that is drawn level or upright, and where it stands."""
+    texts = set(figure.findobj(Text))
+    for axes in figure.axes:
+        for k, axis in enumerate((axes.xaxis, axes.yaxis)):
+            low, high = axes.bbox.intervalx if k == 0 else axes.bbox.intervaly
+            for label in axis.get_ticklabels(which="both"):
+                middle = label.get_window_extent().get_points().mean(axis=0)[k]
+                if not low - 1 <= middle <= high + 1:  # a tick beyond the limits is never drawn
+                    texts.discard(label)
+    return [
+        (text.get_text(), text.get_window_extent())
+        for text in texts
+        if text.get_visible() and text.get_text().strip() and text.get_rotation() in (0, 90)
+    ]
+
+
+def overlaps(figure: Figure) -> list[tuple[str, str]]:
+    """Pairs of texts that cover each other by more than a pixel."""
+    shown = words_of(figure)
+    return [
+        (one, other)
+        for (one, a), (other, b) in itertools.combinations(shown, 2)
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+    ]
+
+
+def legends_over_data(figure: Figure) -> list[str]:
+    """Legends that reach into axes; those within a panel of several settings stand in its air."""
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    return [
+        legend.get_texts()[0].get_text()
+        for legend in legends
+        if legend is not None
+        for axes in figure.axes
+        if len(figure.axes) < 3 and legend.get_window_extent().overlaps(axes.bbox)
+    ]
 
 
 class TestLrSensitivity:
@@ -185,14 +285,15 @@ class TestLrSensitivity:
             return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
         usual = ["AdamW", "initial loss (ceiling)"]
-        band = "min to max over seeds"
-        assert legend("complete") == [*usual, band]
+        band, edge = "min to max over seeds", "best at the grid's edge"
+        usable = "usable: within 5% of the drop"
+        assert legend("complete") == [*usual, band, usable]
         assert legend("cliff") == [
-            *(*usual, band, "all seeds diverged", "some seeds diverged"),
-            "best at the grid's edge",
+            *(*usual, band, "all seeds diverged", "some seeds diverged", edge, usable)
         ]
-        assert legend("holes") == [*usual, band, "seeds missing", "best at the grid's edge"]
-        assert legend("one run") == [*usual, "best at the grid's edge"]
+        assert legend("holes") == [*usual, band, "seeds missing", edge, usable]
+        assert legend("one run") == [*usual, edge, usable]
+        assert legend("all diverged") == [*usual, band, "all seeds diverged"]
 
 
 class TestLossCurves:

@@ -1,0 +1,82 @@
+"""A sweep's page in W&B, made from its curves: ``python -m analysis.wandb_page SWEEP [overrides]``.
+
+This is the door between the two packages: ``optlab`` never imports ``analysis``, so ``optlab sync``
+calls this module as a program, and what it computes goes out through ``optlab.tracking``.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+
+import matplotlib as mpl
+
+from optlab.errors import ConfigError
+from optlab.store import RunStore
+from optlab.sweep import Sweep, from_arguments
+from optlab.tracking.client import explain
+from optlab.tracking.page import Page, publish_page
+from optlab.tracking.publish import is_empty
+
+from . import figures, style, tables
+from .curves import Study, curves, is_done
+from .sweeps import settings
+
+
+def page(sweep: Sweep) -> Page:
+    """What the page of a sweep shows, as far as its runs exist."""
+    store = RunStore(sweep.settings.runtime.runs_folder)
+    words = settings(sweep)
+    runs = store.runs_table(sweep.runs, sweep.certified).assign(setting=words)
+    study = Study(sweep.name, runs, store.records_table(sweep.runs), curves(runs))
+    with mpl.rc_context(style.RC):  # pyright: ignore[reportArgumentType]  # keys typed as literals
+        drawn, points = figures.find("lr_sensitivity")(study)
+        png = io.BytesIO()
+        drawn.savefig(png, format="png")
+    ids = [run.id for run in sweep.runs]
+    return Page(
+        sweep=sweep.name,
+        command=sweep.command,
+        figures=sweep.figures,
+        coverage={str(status): int(n) for status, n in runs["outcome"].value_counts().items()},
+        points=points,
+        robustness=tables.robustness(study.curves),
+        figure=png.getvalue() if is_done(runs).any() else None,
+        runs=list(zip(ids, words, strict=True)),
+        missing=[store.row(run) for run in sweep.runs if is_empty(store, run)],
+    )
+
+
+def refresh(sweep: Sweep) -> str:
+    """Bring the sweep's page up to date; what to print. Raises ConfigError where W&B refuses."""
+    tracking = sweep.settings.tracking
+    folder = sweep.settings.runtime.results_folder / sweep.name
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        url, note = publish_page(page(sweep), tracking, folder)
+    except ConfigError:
+        raise
+    except Exception as error:  # the client raises errors of many kinds
+        raise ConfigError(f"The page of {sweep.name} is not published: {explain(error)}") from error
+    return "\n".join(filter(None, [note, f"The sweep's page: {url}"]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Publish the page of one sweep. Exit codes: 0 done, 1 error."""
+    words = [word for word in arguments if word != "--report"]
+    try:
+        sweep = from_arguments([f"sweeps={words[0]}", *words[1:]])
+        print(refresh(sweep), flush=True)
+        if "--report" in arguments:
+            from optlab.tracking.report import publish_report
+
+            print(f"The sweep's report: {publish_report(sweep.name, sweep.settings.tracking)}")
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
