@@ -63,18 +63,21 @@ class Link:
         self.gone = False  # some process has ended without a word
         self.hosts: list[str] = []
         self._messages = 0
-        self._ended = threading.Event()  # the main thread ends the run: the watch may rest
+        self._attended = threading.Event()  # the main thread sees to the end of the run
+        self._ended = threading.Event()  # and is done with it: the watch may rest
         self.hosts = self.gather("host", socket.gethostname())
         self._watch = threading.Thread(target=self._keep_watch, daemon=True)
         self._watch.start()
 
     def gather(self, name: str, value: str) -> list[str]:
-        """What every rank says under ``name``, which is used once."""
+        """What every rank says under ``name``, which is used once.
+
+        Raises:
+            LeaderEnded, PeerFailed: as ``hear`` does.
+        """
         keys = [f"{name}/{rank}" for rank in range(self.ranks.world)]
         self.store.set(keys[self.ranks.rank], value)
-        while not self.store.check(keys):
-            self._check_failure()
-            time.sleep(_POLL)
+        self._wait_for(keys)
         return [self.store.get(key).decode() for key in keys]
 
     def tell(self, message: Message) -> None:
@@ -91,16 +94,21 @@ class Link:
         """
         self._messages += 1
         key = f"told/{self._messages}"
-        while not self.store.check([key]):
+        self._wait_for([key])
+        return json.loads(self.store.get(key))
+
+    def _wait_for(self, keys: list[str]) -> None:
+        while not self.store.check(keys):
             if self.store.check(["outcome"]):
                 raise LeaderEnded
-            self._check_failure()
+            if self.store.check(["failure"]):
+                failure = json.loads(self.store.get("failure"))
+                raise PeerFailed(f"{self._name(failure['rank'])}: {failure['cause']}")
             time.sleep(_POLL)
-        return json.loads(self.store.get(key))
 
     def conclude(self, outcome: Message) -> None:
         """Rank 0 says how the run has ended, and stays until the others know."""
-        self._ended.set()
+        self._attended.set()
         self.store.set("outcome", json.dumps(outcome))
         others = [f"left/{rank}" for rank in range(1, self.ranks.world)]
         deadline = time.monotonic() + GRACE
@@ -112,23 +120,24 @@ class Link:
         try:
             while not self.store.check(["outcome"]):
                 time.sleep(_POLL)
+            self._attended.set()
             content = json.loads(self.store.get("outcome"))
-            self._ended.set()
             self.store.set(f"left/{self.ranks.rank}", "")
         except DistError:
-            self._ended.set()
+            self._attended.set()
             self.leader_is_gone = True
             return None
         return content
 
     def close(self) -> None:
-        """Let go of the store; the watch has its own line and ends by itself."""
+        """End the watch."""
+        self._attended.set()
         self._ended.set()
         self._watch.join(timeout=GRACE)
 
     def explain(self, error: Exception) -> tuple[str, str]:
         """Cause and traceback of the failure that came first, wherever it was."""
-        self._ended.set()
+        self._attended.set()
         own = {
             "rank": self.ranks.rank,
             "cause": f"{type(error).__name__}: {error}",
@@ -150,11 +159,6 @@ class Link:
     def _publish(self, failure: Mapping[str, Any]) -> Message:
         """Say that this process fails; the failure that was said first."""
         return json.loads(self.store.compare_set("failure", "", json.dumps(failure)))
-
-    def _check_failure(self) -> None:
-        if self.store.check(["failure"]):
-            failure = json.loads(self.store.get("failure"))
-            raise PeerFailed(f"{self._name(failure['rank'])}: {failure['cause']}")
 
     def _gone(self, *, known: int) -> list[int]:
         """The ranks of which there is no sign of life although they have not left."""
@@ -187,24 +191,28 @@ class Link:
         """
         others = [rank for rank in range(self.ranks.world) if rank != self.ranks.rank]
         last, silence = dict.fromkeys(others, 0), dict.fromkeys(others, 0)
+        troubled = 0  # beats since the first sign of trouble
         try:
             store = TCPStore(
                 self.store.host, self.store.port, timeout=_ANSWER, wait_for_workers=False
             )
             while not self._ended.wait(BEAT):
                 store.add(f"beat/{self.ranks.rank}", 1)
+                if self._attended.is_set():
+                    continue
                 now = self._beats(store, others)
                 for rank in others:
                     silence[rank] = silence[rank] + 1 if now[rank] == last[rank] else 0
                 last = now
                 silent = [rank for rank in others if silence[rank] > SILENT_AFTER]
                 if silent or store.check(["failure"]) or store.check(["outcome"]):
-                    break
-        except DistError:
-            silent, self.leader_is_gone = [0], True
-        if self._ended.wait(GRACE):
-            return
-        self._abort(silent)
+                    troubled += 1
+                if troubled * BEAT > GRACE and not self._attended.is_set():
+                    self._abort(silent)
+        except DistError:  # rank 0 is gone, or has left at the end
+            if not self._attended.wait(GRACE):
+                self.leader_is_gone = True
+                self._abort([0])
 
     def _abort(self, silent: list[int]) -> None:
         """End this process, whose main thread has not come back; the run is marked first."""

@@ -186,7 +186,7 @@ def _fail_if_free(run_id: str, store: RunStore, cause: str, detail: str) -> None
         return
     try:
         with store.lease(run_id):
-            if not store.is_done(run_id):
+            if not store.is_done(run_id) and store.failure(run_id) is None:
                 _fail(run_id, store, cause, detail)
     except Busy:
         pass
@@ -229,7 +229,7 @@ class _Attempt:
         parts, progress = self._resume(parts) if self.ranks.leads else self._resume_along(parts)
         if group is not None:
             self._tell_resume(progress)
-            replica = group.replicate(parts.model, parts.optimizer, self.run.train.batch_size)
+            replica = group.replicate(parts.model, parts.optimizer, parts.data)
             parts = replace(parts, team=group, replica=replica)
         mirror = Mirror(self.run, self.store, self.settings.tracking)
         if self.ranks.leads:

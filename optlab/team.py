@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .data.base import Batch
+from .data.base import Batch, Data
 from .distributed import check_share
 from .errors import ConfigError
 from .link import Flag, Link
@@ -136,16 +136,24 @@ class Group:
         dist.destroy_process_group()
 
     def replicate(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, batch_size: int
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, data: Data
     ) -> Callable[[Tensor], Tensor]:
         """The forward pass of ``model`` whose backward pass averages gradients over the processes.
 
         All models become that of rank 0, and ``optimizer`` shares out its polar factors.
         """
-        _check_shares(model, batch_size, self.world)
+        batch = data.train(0)
+        _check_shares(model, len(batch[1]), self.world)
         if isinstance(optimizer, SteepestDescent):
             optimizer.sharing = self
-        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+        # Not as views of DDP's buckets: the bits of a dot product depend on where its vectors lie.
+        replica = DistributedDataParallel(model)
+        # DDP sorts its buckets anew after its first backward pass, and the bits of a sum may depend
+        # on the place of a number in its bucket: a resumed run, too, is to start with the new ones.
+        inputs, targets = (part.to(self.device) for part in self.shard(batch))
+        data.loss(replica(inputs), targets).backward()
+        optimizer.zero_grad()
+        return replica
 
     def shard(self, batch: Batch) -> Batch:
         inputs, targets = batch

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -18,7 +18,7 @@ from optlab.distributed import Ranks
 from optlab.store import RunStore
 from support import tiny
 
-STARTS_WITHIN, ENDS_WITHIN = 120.0, 60.0  # seconds; upper bounds against hangs
+ENDS_WITHIN = 120.0  # seconds; an upper bound against hangs
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Order:
     ranks: Ranks | None
     settings: tuple[str, ...] = ()  # overrides of what is outside of a run's id
     at_step: int = -1  # where what comes next happens
-    event: str = ""  # raise, kill, stop, terminate, drift, sleep
+    event: str = ""  # one of those in _sabotaged
     links: tuple[tuple[str, float], ...] = ()  # constants of optlab.link to shorten
 
 
@@ -50,19 +50,35 @@ class Teamwork:
         self._context = multiprocessing.get_context("spawn")
         self._workers = [self._start() for _ in range(count)]
 
-    def run(self, run_id: str, store: RunStore, world: int, **events: Any) -> list[Answer | int]:
+    def run(
+        self,
+        run_id: str,
+        store: RunStore,
+        world: int,
+        *,
+        only: Sequence[int] = (),
+        revive: int | None = None,
+        **events: Any,
+    ) -> list[Answer | int]:
         """Train a run in ``world`` processes; the answer of each, or its exit code if it died.
 
         ``rank_0``, ``rank_1``: what happens there, as keyword arguments of ``Order``; others
-        concern all.
+        concern all. ``only`` these ranks come. ``revive`` that one, stopped, for its answer.
         """
         launch = uuid.uuid4().hex[:12]
         own = {rank: events.pop(f"rank_{rank}", {}) for rank in range(world)}
-        for rank in range(world):
+        coming = list(only or range(world))
+        for rank in coming:
             ranks = Ranks(rank, world, rank, launch) if world > 1 else None
             order = Order(run_id, store.root, ranks, **events)
             self._workers[rank][1].send(replace(order, **own[rank]))
-        return [self._answer(rank) for rank in range(world)]
+        answers = {rank: self._answer(rank) for rank in coming if rank != revive}
+        if revive is not None:
+            pid = self._workers[revive][0].pid
+            assert pid is not None
+            os.kill(pid, signal.SIGCONT)
+            answers[revive] = self._answer(revive)
+        return [answers[rank] for rank in coming]
 
     def _answer(self, rank: int) -> Answer | int:
         process, connection = self._workers[rank]
@@ -120,12 +136,17 @@ def serve(connection: Connection) -> None:
 
 def _sabotaged(parts: Any, order: Order) -> Any:
     """Parts whose batch of the step ``order.at_step`` makes the event happen."""
+
+    def fail() -> None:
+        raise MemoryError("80 GiB")
+
     happen: dict[str, Callable[[], object]] = {
-        "raise": lambda: (_ for _ in ()).throw(MemoryError("80 GiB")),
+        "raise": fail,
         "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
         "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
         "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
-        "sleep": lambda: time.sleep(ENDS_WITHIN),
+        "terminate and wait": lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(1)),
+        "sleep": lambda: time.sleep(2 * ENDS_WITHIN),
         "drift": lambda: next(parts.model.parameters()).data.add_(1e-3),
     }
     train = parts.data.train
