@@ -59,6 +59,7 @@ class Sweep:
     notes: tuple[str, ...] = ()  # what a reader of the sweep should know
     resources: tuple[Request, ...] = ()  # asked for by each run's files, parallel to ``runs``
     budget: float | None = None  # GPU-hours that the sweep may cost in all; None: any number
+    only: frozenset[str] | None = None  # ids of the runs that a launch may start; None: all
 
 
 @dataclass(frozen=True)

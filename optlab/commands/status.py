@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from . import add_sweep_arguments
+
 if TYPE_CHECKING:
     from ..config import Run
     from ..launch.standing import Standing, Standings
     from ..store import RunStore
     from ..sweep import Sweep
 
+_TRACE = 12  # lines of a traceback
 HELP = "how many runs of a sweep are queued, running, done, failed, missing"
 
 
@@ -36,8 +39,6 @@ class Row:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from ..launch.find import add_sweep_arguments
-
     add_sweep_arguments(parser)
     parser.add_argument("--runs", action="store_true", help="list the runs, one a line")
 
@@ -108,7 +109,7 @@ def report(
         lines.append(f"{found.problem}: what was submitted stands as the files say.")
     lines += _listed(rows) if listed else _table(rows)
     lines += _running(rows)
-    lines += _problems(sweep, rows)
+    lines += _problems(sweep, store, rows)
     return "\n".join(lines)
 
 
@@ -175,18 +176,23 @@ def _running(rows: Sequence[Row]) -> list[str]:
     return [f"The {len(running)} running are {share:.0%} through; {eta}."]
 
 
-def _problems(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
-    """The commonest causes of failures, and the commands that help."""
+def _problems(sweep: Sweep, store: RunStore, rows: Sequence[Row]) -> list[str]:
+    """The commonest causes of failures, the end of the first traceback, what helps."""
     bad = [row for row in rows if row.standing in ("failed", "lost")]
-    causes = Counter((row.standing, row.cause.partition("\n")[0]) for row in bad)
+    if not bad:
+        return []
     first = {(row.standing, row.cause.partition("\n")[0]): row for row in reversed(bad)}
-    lines = [
-        f"{count} {state} ({first[state, cause].name}{' ...' if count > 1 else ''}): {cause}"
-        for (state, cause), count in causes.most_common(3)
-    ]
-    if bad:
-        words = sweep.command.removeprefix("sweeps=")
-        lines.append(f"Why: python -m optlab failures {words}   Again: ... retry {words}")
+    causes = Counter((row.standing, row.cause.partition("\n")[0]) for row in bad).most_common(3)
+    lines = []
+    for (state, cause), count in causes:
+        example = first[state, cause]
+        more = f" and {count - 1} more" if count > 1 else ""
+        lines.append(f"{count} {state}: {example.name}{more}: {cause}")
+    trace = (store.failure(first[causes[0][0]].id) or {}).get("detail", "")
+    lines += [f"  {line}" for line in str(trace).rstrip().splitlines()[-_TRACE:]]
+    words = sweep.command.removeprefix("sweeps=")
+    lines.append(f"All of them, and what to do: python -m optlab failures {words}")
+    lines.append(f"To try them again: python -m optlab retry {words}")
     return lines
 
 

@@ -10,9 +10,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
+from hydra import compose
+from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.types import HydraContext
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -23,6 +27,7 @@ from ..config import (
     Settings,
     check_option,
     compose_run,
+    config_loader,
     is_group,
     override_values,
     parse_override,
@@ -30,8 +35,9 @@ from ..config import (
 from ..distributed import Ranks, check_share, ranks_from_environment
 from ..errors import ConfigError, nearest
 from ..store import RunStore, check_writable
-from ..sweep import load
+from ..sweep import Sweep, load
 from .here import train_here
+from .launch import Report
 
 _LAUNCHER = "local"  # the one that conf/config.yaml chooses
 
@@ -126,6 +132,29 @@ def _as_axis(argument: str, overrides: Sequence[str]) -> str:
     if parse_override(argument).is_sweep_override():
         return argument
     return f"{key}=choice({value})"
+
+
+def launch_again(sweep: Sweep, store: RunStore, words: Sequence[str]) -> Report:
+    """Launch a sweep as ``launch.py -m`` would with the launcher's settings ``words``.
+
+    ``words`` are overrides such as ``hydra/launcher=slurm`` and ``hydra.launcher.time=60``.
+    """
+    try:
+        loader = config_loader()
+        config = compose("config", list(words), return_hydra_config=True)
+        context = HydraContext(config_loader=loader, callbacks=Callbacks())
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=_no_task, config=config
+        )
+    except HydraException as error:
+        cause = error.__cause__
+        raise ConfigError(str(cause if isinstance(cause, ConfigError) else error)) from error
+    return launcher.launch_sweep(sweep, store)  # type: ignore[attr-defined]  # ours, all of them
+
+
+def _no_task(config: object) -> None:
+    """The task that Hydra wants to know, and that launching a sweep does not call."""
+    del config
 
 
 def train_one() -> None:

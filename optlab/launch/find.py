@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from ..config import Run, compose_run
 from ..errors import ConfigError, nearest
@@ -12,13 +10,6 @@ from ..store import RunStore, read_if_there
 from ..sweep import Sweep, from_arguments, load
 
 _SHOWN = 6  # candidates of an ambiguous name
-
-
-def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
-    """``SWEEP [overrides] [--json]``, which ``sweep_of`` reads."""
-    parser.add_argument("sweep", metavar="SWEEP", help="a file of sweeps/, such as demo")
-    parser.add_argument("overrides", nargs="*", help="as given to launch.py")
-    parser.add_argument("--json", action="store_true", help="for programs: one JSON object")
 
 
 def sweep_of(name: str, overrides: Sequence[str]) -> tuple[Sweep, RunStore]:
@@ -31,17 +22,6 @@ def sweep_of(name: str, overrides: Sequence[str]) -> tuple[Sweep, RunStore]:
 def is_launcher_setting(word: str) -> bool:
     """Whether an override says where runs run, and not what they are."""
     return word.startswith(("hydra.", "hydra/"))
-
-
-def restricted(sweep: Sweep, run_ids: Sequence[str]) -> Sweep:
-    """The sweep with only these of its runs."""
-    kept = [index for index, run in enumerate(sweep.runs) if run.id in set(run_ids)]
-    return replace(
-        sweep,
-        runs=tuple(sweep.runs[index] for index in kept),
-        points=tuple(sweep.points[index] for index in kept),
-        resources=tuple(sweep.resources[index] for index in kept) if sweep.resources else (),
-    )
 
 
 def run_of(word: str, runs: Sequence[Run], where: str) -> Run:

@@ -11,7 +11,7 @@ from ..config import Run
 from ..errors import ConfigError
 from ..store import RunStore, check_writable
 from ..sweep import Sweep
-from .plan import Plan, beyond_budget, describe, make_plan, refuse_beyond_budget
+from .plan import Plan, describe, make_plan, refusal, refuse_beyond_budget
 
 Say = Callable[[str], None]
 
@@ -44,8 +44,8 @@ def prepare(
     """
     plan = make_plan(sweep, store, gpus)
     say(describe(plan))
-    if dry_run and (refusal := beyond_budget(plan)):
-        say(f"It would be refused. {refusal}")
+    if dry_run and (sentence := refusal(plan)):
+        say(f"It would be refused. {sentence}")
     if not dry_run:
         refuse_beyond_budget(plan)
         check_writable(store.root, "runtime.runs")

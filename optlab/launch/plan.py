@@ -63,7 +63,8 @@ def make_plan(sweep: Sweep, store: RunStore, gpus: Mapping[str, int] | None = No
     """
     found = standings([run.id for run in sweep.runs], store)
     state: dict[str, State] = {run.id: found.of[run.id].state for run in sweep.runs}
-    pending = tuple(run for run in sweep.runs if state[run.id] not in (*DONE, *ALIVE))
+    allowed = sweep.runs if sweep.only is None else [r for r in sweep.runs if r.id in sweep.only]
+    pending = tuple(run for run in allowed if state[run.id] not in (*DONE, *ALIVE))
     alive = tuple(run for run in sweep.runs if state[run.id] in ALIVE)
     given = gpus or _requested(sweep)
     known, kinds = paces(store, sweep.runs), {parts(run): run for run in sweep.runs}
@@ -202,7 +203,7 @@ def _budget(plan: Plan) -> str:
     )
 
 
-def beyond_budget(plan: Plan) -> str:
+def refusal(plan: Plan) -> str:
     """Why the sweep's budget forbids to start what is pending; '' if it does not."""
     budget, cost = plan.sweep.budget, plan.forecast
     if budget is None or not plan.pending:
@@ -228,7 +229,7 @@ def beyond_budget(plan: Plan) -> str:
 
 def refuse_beyond_budget(plan: Plan) -> None:
     """Raise if the budget forbids the launch; nothing was started yet."""
-    if message := beyond_budget(plan):
+    if message := refusal(plan):
         raise ConfigError(message)
 
 

@@ -94,8 +94,8 @@ def _standing(
     written = [_written(store, run_id, name) for name in ("failure.json", "result.json")]
     failed_since = own == "failed" and max(written) > _written(store, run_id, "slurm.json")
     if given and held:
-        if failed_since and given.packed > 1 and held.state == "running":
-            return Standing("failed", failure_cause(run_id, store), job)  # its pack goes on
+        if failed_since and given.packed > 1:  # its pack goes on, and does not try it again
+            return Standing("failed", failure_cause(run_id, store), job)
         return Standing(held.state, held.reason, job, held.node)
     if failed_since:
         return Standing("failed", failure_cause(run_id, store), job)
