@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 
 from hydra.core.plugins import Plugins
@@ -76,9 +78,15 @@ class OptlabSweeper(Sweeper):
 
 def _what_next(sweep: Sweep, waiting: int) -> str:
     """What to type once a detached launch has been submitted."""
-    words = sweep.command.removeprefix("sweeps=")
+    words = shown(sweep.command)
     grow = f"; to extend it then: python -m optlab extend {words}" if sweep.extend else ""
     return (
         f"{waiting} runs are queued or running. Watch: python -m optlab status {words}; tables and "
         f"figures: python -m analysis {words}{grow}."
     )
+
+
+def shown(command: str) -> str:
+    """The words of a sweep's command as a person would type them."""
+    plain = re.sub(r"=choice\(([^()]*)\)", r"=\1", command.removeprefix("sweeps="))
+    return shlex.join(shlex.split(plain))
