@@ -135,7 +135,7 @@ def test_a_budget_refuses_what_goes_beyond_it(store: RunStore, half: Sweep) -> N
 
 
 def test_what_trains_already_counts_for_the_budget(store: RunStore, half: Sweep) -> None:
-    """A run at 2 of 6 steps has spent 2 hours and has 4 before it, in place of 6 in the forecast."""
+    """A run at 2 of 6 steps has spent 2 hours and has 4 before it, not 6 in the forecast."""
     waiting = next(r for r in half.runs if r.method == "adamw" and not store.is_done(r.id))
     fill(store, waiting, ["records"], steps=(0, 2), pace=3600.0)
     with store.lease(waiting.id):
