@@ -24,7 +24,7 @@ from .data.base import Batch
 from .distributed import check_share
 from .errors import ConfigError
 from .link import Flag, Link
-from .optim.sharing import Compute, gathered, owners
+from .optim.sharing import gathered, owners
 from .optim.steepest import SteepestDescent
 
 COLLECTIVE_WITHIN = timedelta(minutes=10)  # a peer may be late by one checkpoint or evaluation
@@ -190,9 +190,12 @@ class Group:
             )
 
     def shared(
-        self, like: Sequence[Tensor], costs: Sequence[float], compute: Compute
-    ) -> list[Tensor]:
-        return gathered(like, owners(costs, self.world), self.rank, compute, self._all_gather)
+        self,
+        units: Sequence[Sequence[Tensor]],
+        costs: Sequence[float],
+        compute: Callable[[int], Sequence[Tensor]],
+    ) -> list[list[Tensor]]:
+        return gathered(units, owners(costs, self.world), self.rank, compute, self._all_gather)
 
     def _all_gather(self, own: Tensor) -> list[Tensor]:
         parts = list(own.new_empty(self.world, *own.shape).unbind())

@@ -100,6 +100,12 @@ class Cluster:
         wait_until(lambda: all(store.is_done(run.id) for run in sweep.runs))
 
 
+def cancel_batches(folder: Path) -> None:
+    """Cancel the jobs of every batch below ``folder``."""
+    for path in folder.glob("**/slurm/*"):  # scancel takes one name at a time
+        subprocess.run(["scancel", f"--name={path.name}"], check=True)
+
+
 def lacking() -> str:
     """What this machine lacks for these tests; '' if nothing."""
     if not shutil.which("sinfo"):

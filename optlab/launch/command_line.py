@@ -17,10 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ..config import (
+    CONF,
     Run,
     Settings,
     check_option,
@@ -31,11 +33,13 @@ from ..config import (
     parse_override,
 )
 from ..distributed import Ranks, check_share, ranks_from_environment
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 from ..store import RunStore, check_writable
 from ..sweep import Sweep, load
 from .here import train_here
 from .launch import Report
+
+_LAUNCHER = "local"  # the one that conf/config.yaml chooses
 
 
 @contextlib.contextmanager
@@ -59,6 +63,7 @@ def checked(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _check(arguments: Sequence[str]) -> None:
+    _check_launcher([argument for argument in arguments if argument.startswith("hydra")])
     flags = [argument for argument in arguments if argument.startswith("-")]
     overrides = [argument for argument in arguments if "=" in argument and argument not in flags]
     if {"-m", "--multirun"} & set(flags):
@@ -90,6 +95,22 @@ def _check_alone(ranks: Ranks) -> None:
             " this one: start `python launch.py -m` once. Several processes train one run together:"
             " srun or torchrun with launch.py without -m, or gpus_per_run of the slurm launcher."
         )
+
+
+def _check_launcher(words: Sequence[str]) -> None:
+    """Refuse settings that the chosen launcher's file does not state, where Hydra only says no."""
+    chosen = [word.partition("=")[2] for word in words if word.startswith("hydra/launcher=")]
+    file = CONF / "hydra" / "launcher" / f"{[_LAUNCHER, *chosen][-1]}.yaml"
+    if not file.is_file():
+        return  # an option of Hydra's own, or none
+    known = [str(key) for key in OmegaConf.load(file) if key != "_target_"]
+    for word in words:
+        key = word.partition("=")[0].removeprefix("hydra.launcher.").split(".")[0]
+        if word.startswith("hydra.launcher.") and key not in known:
+            raise ConfigError(
+                f"hydra/launcher={file.stem} has no setting '{key}'.{nearest(key, known)} "
+                f"It has: {', '.join(known)}."
+            )
 
 
 def _check_options(text: str) -> None:

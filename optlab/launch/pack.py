@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..config import Run
+from ..distributed import Ranks, ranks_from_environment
 from ..errors import ConfigError
 from ..store import DONE, Owner, RunStore, check_writable
 from .batch import Batch, note_requeues, owns, read_batch
@@ -23,8 +24,11 @@ _LINE_EVERY = 10.0  # seconds between two lines of one run
 
 def train_pack(file: str, stop: Stop) -> int:
     """Train the runs that the batch gives to this task of the array; the exit code."""
+    ranks = ranks_from_environment()
+    together = f"process {ranks.rank + 1} of {ranks.world}, " if ranks.together else ""
     say(
-        f"Job {Owner.here().job} on {socket.gethostname()}, attempt {Owner.here().attempt}; "
+        f"Job {Owner.here().job} on {socket.gethostname()}, {together}"
+        f"attempt {Owner.here().attempt}; "
         f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}; "
         f"code in {Path.cwd()}."
     )
@@ -32,11 +36,13 @@ def train_pack(file: str, stop: Stop) -> int:
         batch = read_batch(Path(file))
         store = RunStore(Path(batch.store))
         check_writable(store.root, "runtime.runs")
-        runs = _ours(batch, store)
+        runs = _ours(batch, store, ranks)
     except ConfigError as error:
         say(str(error))
         return 1
-    return _train(batch, store, runs, stop)
+    code = _train(batch, store, runs, stop, ranks)
+    # SLURM takes the largest exit code of all; that of the first process is to be it.
+    return code if ranks.leads else 0
 
 
 def say(line: str) -> None:
@@ -44,24 +50,28 @@ def say(line: str) -> None:
     print(f"{datetime.now(timezone.utc).isoformat(timespec='seconds')} {line}", flush=True)
 
 
-def _ours(batch: Batch, store: RunStore) -> list[Run]:
+def _ours(batch: Batch, store: RunStore, ranks: Ranks) -> list[Run]:
     """The runs of this task, without those that were submitted again with another batch."""
     task = int(os.environ["SLURM_ARRAY_TASK_ID"])
     kept = [run_id for run_id in batch.tasks[task] if owns(batch, run_id)]
     left = len(batch.tasks[task]) - len(kept)
     if left:
         say(f"{left} runs were submitted again since; they are left to that job.")
-    note_requeues(batch, kept, Owner.here().job, Owner.here().attempt)
+    if ranks.leads:
+        note_requeues(batch, kept, Owner.here().job, Owner.here().attempt)
     return [store.load(run_id) for run_id in kept]
 
 
-def _train(batch: Batch, store: RunStore, runs: Sequence[Run], stop: Stop) -> int:
+def _train(batch: Batch, store: RunStore, runs: Sequence[Run], stop: Stop, ranks: Ranks) -> int:
     attempt = Owner.here().attempt
     failed = {run.id for run in runs if attempt and _failed_here(batch, store, run)}
     todo = [run for run in runs if run.id not in failed and not store.is_done(run.id)]
     if attempt > batch.max_requeues:
-        _give_up(batch, store, todo)
+        if ranks.leads:
+            _give_up(batch, store, todo)
         return 1
+    if ranks.together:  # all must take the same ones, and may not see the same files yet
+        todo = list(runs)
     say(f"{len(runs)} runs, {len(todo)} of them to train.")
     pool = Pool(
         min(batch.side_by_side, len(todo)),
@@ -70,19 +80,20 @@ def _train(batch: Batch, store: RunStore, runs: Sequence[Run], stop: Stop) -> in
         attempts=1,
         # A save that hangs must not cost the requeue: the run then goes on from the one before.
         stop_within=0.75 * batch.save_within,
+        ranks=ranks,
     )
     try:
         with pool:
             report = pool.train(todo, JobLog(store, len(todo)), stop)
     except CannotStart as error:
-        for run in todo:
+        for run in todo if ranks.leads else ():
             store.fail(run.id, str(error), f"{error} The job's log says more.")
         say(str(error))
         return 1
     if report.stopped:
         say(report.stopped)
     left = [run for run in todo if store.status(run.id) not in (*DONE, "failed")]
-    if stop() and left:
+    if stop() and left and ranks.leads:
         return _stopped(batch, store, left, stop)
     return 1 if failed or report.failures or report.stopped else 0
 

@@ -15,6 +15,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Protocol
 
 from ..config import Run, Settings
+from ..distributed import ONE, Ranks
 from ..store import RunStore
 from .launch import Report
 from .worker import STOP_SIGNALS, Check, Checked, Ended, Step, Train, work
@@ -58,14 +59,22 @@ class Pool:
     """Worker processes, each with a pipe; use as a context manager.
 
     A run whose worker is killed is tried ``attempts`` times in all. Runs at work have
-    ``stop_within`` seconds to save when the pool is stopped.
+    ``stop_within`` seconds to save when the pool is stopped. Where the pools of several processes
+    train each run together, ``ranks`` says which of them this is.
     """
 
     def __init__(
-        self, count: int, store: RunStore, settings: Settings, *, attempts: int, stop_within: float
+        self,
+        count: int,
+        store: RunStore,
+        settings: Settings,
+        *,
+        attempts: int,
+        stop_within: float,
+        ranks: Ranks = ONE,
     ) -> None:
         self._count, self._store, self._settings = count, store, settings
-        self._attempts, self._stop_within = attempts, stop_within
+        self._attempts, self._stop_within, self._ranks = attempts, stop_within, ranks
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
 
@@ -179,7 +188,8 @@ class Pool:
             else:
                 times = f", {self._attempts} times" if self._attempts > 1 else ""
                 cause = f"its worker {death}{times} (out of memory?)"
-                self._store.fail(run.id, cause, cause)
+                if self._ranks.leads:  # the others are told by their peers
+                    self._store.fail(run.id, cause, cause)
                 worker.run = run
                 self._count_in(worker, Ended(run.id, "failed", cause, False), report, watcher)
         index = self._workers.index(worker)
@@ -190,7 +200,9 @@ class Pool:
     def _spawn(self, index: int) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=work, args=(theirs, self._store.root, self._settings, index), daemon=True
+            target=work,
+            args=(theirs, self._store.root, self._settings, index, self._ranks),
+            daemon=True,
         )
         # Inherited, and undone once the worker can handle them: a signal must not kill it earlier.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

@@ -22,6 +22,7 @@ from submitit.core.utils import FailedJobError
 from submitit.helpers import clean_env
 
 from ..config import ROOT, Run
+from ..distributed import check_share
 from ..errors import ConfigError
 from ..resources import KEYS, Resources, resources
 from ..store import RunStore
@@ -58,8 +59,8 @@ def options(settings: Mapping[str, Any], given: frozenset[str]) -> Options:
         ConfigError: a value of the wrong type.
     """
     setup = settings["setup"] or []
-    lines = [setup] if isinstance(setup, str) else list(setup)
-    if not all(isinstance(line, str) for line in lines):
+    lines = [setup] if isinstance(setup, str) else setup
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise ConfigError(f"hydra.launcher.setup must be a list of lines of shell, not {setup!r}.")
     for key, least in {"max_array": 1, "save_within": 10, "max_requeues": 0}.items():
         _check_count(key, settings[key], least)
@@ -116,10 +117,8 @@ def _requests(sweep: Sweep, options: Options) -> dict[str, Resources]:
     }
     for request in set(made.values()):
         _check_time(request, options)
-        if request.gpus_per_run > 1:
-            raise ConfigError(
-                f"gpus_per_run={request.gpus_per_run}: a run on several GPUs is not supported yet."
-            )
+    for run in sweep.runs:
+        check_share(run.train.batch_size, max(1, made[run.id].gpus_per_run))
     return made
 
 
@@ -336,7 +335,8 @@ def _executor(
         "teardown": _teardown(batch),
         "additional_parameters": {k: v for k, v in extra.items() if v not in (None, False)},
         # Of SLURM 22.05 on, srun does not take the number from sbatch.
-        "srun_args": [f"--cpus-per-task={request.cpus}", "--kill-on-bad-exit=1"],
+        # Processes that train together look after each other, and end together.
+        "srun_args": [f"--cpus-per-task={request.cpus}", "--kill-on-bad-exit=0"],
     }
     executor.update_parameters(**parameters)
     return executor

@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ..config import Settings
+from ..distributed import Ranks
 from ..stop import StopFlag
 from ..store import Record, RunStore
 
@@ -57,8 +58,13 @@ class Ended:
     disk_full: bool
 
 
-def work(connection: Connection, store_root: Path, settings: Settings, device_index: int) -> None:
-    """Serve requests until the connection closes or a stop signal arrives between two runs."""
+def work(
+    connection: Connection, store_root: Path, settings: Settings, device_index: int, ranks: Ranks
+) -> None:
+    """Serve requests until the connection closes or a stop signal arrives between two runs.
+
+    A worker trains a run alone, or with the workers of the other ``ranks``.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the pool decides
     stop = StopFlag()
     stop.listen(*STOP_SIGNALS)
@@ -67,7 +73,8 @@ def work(connection: Connection, store_root: Path, settings: Settings, device_in
     from ..build import problems  # imports torch, with the number of threads set
     from ..run import run_one
 
-    _choose_gpu(device_index)
+    if not ranks.together:  # else each takes its own when the run begins
+        _choose_gpu(device_index)
     store = RunStore(store_root)
     while not stop.is_set:
         try:
@@ -86,7 +93,7 @@ def work(connection: Connection, store_root: Path, settings: Settings, device_in
             except BrokenPipeError:  # the pool was killed: save and stop, nobody is waiting
                 stop.is_set = True
 
-        outcome = run_one(run_id, store, settings, stop=stop, report=report)
+        outcome = run_one(run_id, store, settings, stop=stop, report=report, ranks=ranks)
         with contextlib.suppress(BrokenPipeError):
             connection.send(Ended(run_id, outcome.status, outcome.cause, outcome.disk_full))
 

@@ -7,6 +7,7 @@ batch. ``scale`` s divides the norm, so that both its dual norm and its dualizer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -163,8 +164,15 @@ class Spectral:
             raise ConfigError(f"Spectral.blocks must be at least 1, not {self.blocks}.")
 
     def dualize(self, m: Tensor, v: Tensor | None) -> Tensor:
-        m_blocks = self._split(m)
-        return _scaled(self.polar(m_blocks), self._factor(m_blocks)).view(m.shape)
+        return self.dualize_together([m])[0]
+
+    def dualize_together(self, ms: Sequence[Tensor]) -> list[Tensor]:
+        """Of several stacks of matrices whose blocks' shorter sides agree."""
+        blocks = [self._split(m) for m in ms]
+        return [
+            _scaled(z, self._factor(z)).view(m.shape)
+            for m, z in zip(ms, self.polar.together(blocks), strict=True)
+        ]
 
     def norm(self, w: Tensor, m: Tensor, v: Tensor | None) -> Tensor:
         w_blocks = self._split(w)

@@ -27,6 +27,10 @@ class Polar(Protocol):
         """U Vᵀ of ``x`` = U S Vᵀ, (..., m, n); invariant to positive factors, zero at zero."""
         ...
 
+    def together(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        """Of several stacks of matrices whose shorter sides agree, in as few calls as possible."""
+        ...
+
 
 @dataclass(frozen=True)
 class SVD:
@@ -36,6 +40,9 @@ class SVD:
         u, s, vt = torch.linalg.svd(_unit_scale(x), full_matrices=False)
         zero = s[..., :1] * torch.finfo(x.dtype).eps * max(x.shape[-2:])
         return (u * (s > zero).unsqueeze(-2)) @ vt
+
+    def together(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        return [self(x) for x in xs]
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,10 @@ class Jordan:
         _check_steps(self, self.steps)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return iterate(x, (JORDAN,) * self.steps, 1.0, self.dtype)
+        return self.together([x])[0]
+
+    def together(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        return iterate(xs, (JORDAN,) * self.steps, 1.0, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,10 @@ class You:
             raise ConfigError(f"You has 5 or 6 steps, not {self.steps}.")
 
     def __call__(self, x: Tensor) -> Tensor:
-        return iterate(x, YOU5 if self.steps == 5 else YOU6, 1.0, self.dtype)
+        return self.together([x])[0]
+
+    def together(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        return iterate(xs, YOU5 if self.steps == 5 else YOU6, 1.0, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,10 @@ class PolarExpress:
         return safe[: self.steps] + (POLAR_EXPRESS_END,) * (self.steps - len(safe))
 
     def __call__(self, x: Tensor) -> Tensor:
-        return iterate(x, self.triples, self.safety, self.dtype)
+        return self.together([x])[0]
+
+    def together(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        return iterate(xs, self.triples, self.safety, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -115,7 +131,10 @@ class Cans:
         return safe[: self.steps] + safe[-1:] * (self.steps - len(safe))
 
     def __call__(self, x: Tensor) -> Tensor:
-        return iterate(x, self.triples, self.safety, self.dtype)
+        return self.together([x])[0]
+
+    def together(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        return iterate(xs, self.triples, self.safety, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -129,7 +148,10 @@ class Turbo:
     dtype: Precision = "auto"
 
     def __call__(self, x: Tensor) -> Tensor:
-        return iterate(x, YOU5[1:], 1.0, self.dtype, _bounded_rows)
+        return self.together([x])[0]
+
+    def together(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        return iterate(xs, YOU5[1:], 1.0, self.dtype, _bounded_rows)
 
 
 @dataclass(frozen=True)
@@ -147,7 +169,10 @@ class Quintics:
         check_safe(triples, self.safety)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return iterate(x, [(a, b, c) for a, b, c in self.triples], self.safety, self.dtype)
+        return self.together([x])[0]
+
+    def together(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        return iterate(xs, [(a, b, c) for a, b, c in self.triples], self.safety, self.dtype)
 
 
 JORDAN: Triple = (3.4445, -4.7750, 2.0315)
@@ -186,33 +211,46 @@ CANS: tuple[Triple, ...] = (
 
 
 def iterate(
-    x: Tensor,
+    xs: Sequence[Tensor],
     triples: Sequence[Triple],
     safety: float,
     dtype: Precision,
     bound: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Apply the quintics ``triples`` to the singular values of ``x`` / (``safety`` ‖x‖_F).
+) -> list[Tensor]:
+    """Apply the quintics ``triples`` to the singular values of x / (``safety`` ‖x‖_F).
 
-    ``bound`` further scales the rows or columns of the normalized matrices.
+    ``xs`` are stacks of matrices whose shorter sides agree. ``bound`` further scales the rows or
+    columns of the normalized matrices.
     """
-    y = _normalized(x.reshape(-1, *x.shape[-2:]), safety)
-    y = y if bound is None else bound(y)
-    y = y.to(_working_dtype(x, dtype))
-    for run in runs(y, triples):
-        y = _apply_quintics(y, run)
-    return y.reshape(x.shape).to(x.dtype)
+    ys = _normalized([x.reshape(-1, *x.shape[-2:]) for x in xs], safety)
+    ys = ys if bound is None else [bound(y) for y in ys]
+    ys = [y.to(_working_dtype(x, dtype)) for x, y in zip(xs, ys, strict=True)]
+    for some in _batches(ys):
+        these = [ys[i] for i in some]
+        for run in runs(these, triples):
+            these = _apply_quintics(these, run)
+        for i, y in zip(some, these, strict=True):
+            ys[i] = y
+    return [y.reshape(x.shape).to(x.dtype) for x, y in zip(xs, ys, strict=True)]
 
 
-def _apply_quintics(y: Tensor, triples: Sequence[Triple]) -> Tensor:
-    """Y <- a Y + B Y, where B = b A + c A² and A = Y Yᵀ, for each triple; ``y`` (batch, m, n).
+def _batches(ys: Sequence[Tensor]) -> list[list[int]]:
+    """Which of the stacks to iterate together: in bfloat16 all, else those of one form."""
+    if len(ys) == 1 or _is_half(ys[0]):
+        return [list(range(len(ys)))]
+    of_form = [[i for i, y in enumerate(ys) if _is_long(y) == form] for form in (False, True)]
+    return [indices for indices in of_form if indices]
+
+
+def _apply_quintics(ys: Sequence[Tensor], triples: Sequence[Triple]) -> list[Tensor]:
+    """Y <- a Y + B Y, where B = b A + c A² and A = Y Yᵀ, for each triple; Y (batch, m, n) each.
 
     Y itself is only formed at the end, as α Y + Q Y: until then A and Q are iterated, which are
-    m x m: A <- (a + B)² A and α + Q <- (a + B) (α + Q). This is the Gram form; with one triple it
-    is the standard Newton-Schulz step. Tall matrices are multiplied from the right instead.
+    m x m and one batch for all ``ys``: A <- (a + B)² A and α + Q <- (a + B) (α + Q). This is the
+    Gram form; with one triple it is the standard Newton-Schulz step. Tall matrices are multiplied
+    from the right instead.
     """
-    tall = y.shape[-2] > y.shape[-1]
-    gram = torch.bmm(y.mT, y) if tall else torch.bmm(y, y.mT)
+    gram = _grams(ys)
     (a, b, c), *others = triples
     polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     alpha, q = a, polynomial
@@ -223,20 +261,49 @@ def _apply_quintics(y: Tensor, triples: Sequence[Triple]) -> Tensor:
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         weighted = torch.add(polynomial, q, alpha=a / alpha)
         alpha, q = a * alpha, torch.baddbmm(weighted, polynomial, q, beta=alpha)
-    return torch.baddbmm(y, y, q, beta=alpha) if tall else torch.baddbmm(y, q, y, beta=alpha)
+    parts = torch.split_with_sizes(q, [y.shape[0] for y in ys])
+    return [
+        torch.baddbmm(y, y, q, beta=alpha) if _tall(y) else torch.baddbmm(y, q, y, beta=alpha)
+        for y, q in zip(ys, parts, strict=True)
+    ]
 
 
-def runs(y: Tensor, triples: Sequence[Triple]) -> list[list[Triple]]:
-    """The triples, in runs after which Y is formed anew.
+def _grams(ys: Sequence[Tensor]) -> Tensor:
+    """Y Yᵀ of wide matrices, Yᵀ Y of tall ones, as one batch (of all ``ys``, m, m)."""
+    factors = [(y.mT, y) if _tall(y) else (y, y.mT) for y in ys]
+    if len(ys) == 1:
+        return torch.bmm(*factors[0])
+    m = min(ys[0].shape[-2:])
+    sizes = [y.shape[0] for y in ys]
+    grams = ys[0].new_empty(sum(sizes), m, m)
+    for (left, right), gram in zip(factors, torch.split_with_sizes(grams, sizes), strict=True):
+        torch.bmm(left, right, out=gram)
+    return grams
+
+
+def _is_half(y: Tensor) -> bool:
+    return y.dtype in (torch.bfloat16, torch.float16)
+
+
+def _is_long(y: Tensor) -> bool:
+    """Whether one side is at least twice the other."""
+    return max(y.shape[-2:]) >= 2 * min(y.shape[-2:])
+
+
+def _tall(y: Tensor) -> bool:
+    return y.shape[-2] > y.shape[-1]
+
+
+def runs(ys: Sequence[Tensor], triples: Sequence[Triple]) -> list[list[Triple]]:
+    """The triples, in runs after which the Y are formed anew.
 
     Runs of three save products where one side is at least twice the other. In bfloat16 they are
     shorter: where p(s) / s falls far below a, the next steps amplify rounding errors that A and Y
     do not share, without bound. There only the last of two steps may do so, and the first step is
     alone.
     """
-    small, large = sorted(y.shape[-2:])
-    half = y.dtype in (torch.bfloat16, torch.float16)
-    if large < 2 * small or (half and small < 96):  # as measured, small products cost their calls
+    half = _is_half(ys[0])
+    if not any(map(_is_long, ys)):
         return [[triple] for triple in triples]
     found, may_go_on = [[triples[0]]], not half
     for a, b, c in triples[1:]:
@@ -248,11 +315,18 @@ def runs(y: Tensor, triples: Sequence[Triple]) -> list[list[Triple]]:
     return found
 
 
-def _normalized(x: Tensor, safety: float) -> Tensor:
-    """``x`` / (``safety`` ‖x‖_F), zero at zero."""
-    y = _unit_scale(x)
-    norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True)
-    return y.mul_(1 / (safety * norm).clamp(min=torch.finfo(x.dtype).tiny))
+def _normalized(xs: Sequence[Tensor], safety: float) -> list[Tensor]:
+    """x / (``safety`` ‖x‖_F) of each matrix, zero at zero; ``xs``, (batch, m, n) each."""
+    sizes = [x.shape[0] for x in xs]
+    ys = [
+        x * scale
+        for x, scale in zip(xs, torch.split_with_sizes(_inverse_largest(xs), sizes), strict=True)
+    ]
+    norms = [torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True) for y in ys]
+    scales = 1 / (safety * _cat(norms)).clamp(min=torch.finfo(ys[0].dtype).tiny)
+    return [
+        y.mul_(scale) for y, scale in zip(ys, torch.split_with_sizes(scales, sizes), strict=True)
+    ]
 
 
 def _bounded_rows(y: Tensor) -> Tensor:
@@ -268,8 +342,18 @@ def _bounded_rows(y: Tensor) -> Tensor:
 
 def _unit_scale(x: Tensor) -> Tensor:
     """``x`` divided by its largest entry: squares of 1e-20 or 1e20 leave the range of float32."""
-    largest = torch.maximum(x.amax((-2, -1), keepdim=True), -x.amin((-2, -1), keepdim=True))
-    return x * (1 / largest.clamp(min=torch.finfo(x.dtype).tiny))
+    return x * _inverse_largest([x])
+
+
+def _inverse_largest(xs: Sequence[Tensor]) -> Tensor:
+    """1 / max |x_ij| of each matrix, (of all ``xs``, 1, 1)."""
+    highest = _cat([x.amax((-2, -1), keepdim=True) for x in xs])
+    lowest = _cat([x.amin((-2, -1), keepdim=True) for x in xs])
+    return 1 / torch.maximum(highest, -lowest).clamp(min=torch.finfo(highest.dtype).tiny)
+
+
+def _cat(xs: Sequence[Tensor]) -> Tensor:
+    return xs[0] if len(xs) == 1 else torch.cat(list(xs))
 
 
 def _working_dtype(x: Tensor, dtype: Precision) -> torch.dtype:

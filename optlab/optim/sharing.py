@@ -8,9 +8,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-# From ascending indices of tensors to what they are.
-Compute = Callable[[Sequence[int]], list[Tensor]]
-
 
 class Sharing(Protocol):
     """Processes that all ask for the same tensors, each of which one of them computes."""
@@ -21,18 +18,21 @@ class Sharing(Protocol):
         ...
 
     def shared(
-        self, like: Sequence[Tensor], costs: Sequence[float], compute: Compute
-    ) -> list[Tensor]:
-        """All the tensors, bit for bit the same in all processes.
+        self,
+        units: Sequence[Sequence[Tensor]],
+        costs: Sequence[float],
+        compute: Callable[[int], Sequence[Tensor]],
+    ) -> list[list[Tensor]]:
+        """For every unit tensors shaped as its own, bit for bit the same in all processes.
 
-        Each is shaped as its one of ``like``, which are of one dtype and device; ``costs`` are in
-        any unit. ``compute`` is asked for those of this process.
+        ``compute`` is asked for those of one unit, in one process. All tensors are of one dtype and
+        on one device; ``costs`` of the units are in any unit.
         """
         ...
 
 
 def owners(costs: Sequence[float], world: int) -> list[int]:
-    """Which rank takes which tensor: the costliest first, to whoever has least (LPT).
+    """Which rank takes which unit: the costliest first, to whoever has least (LPT).
 
     The largest load is at most 4/3 of the best possible one (Graham 1969).
     """
@@ -46,28 +46,29 @@ def owners(costs: Sequence[float], world: int) -> list[int]:
 
 
 def gathered(
-    like: Sequence[Tensor],
+    units: Sequence[Sequence[Tensor]],
     chosen: Sequence[int],
     rank: int,
-    compute: Compute,
+    compute: Callable[[int], Sequence[Tensor]],
     all_gather: Callable[[Tensor], Sequence[Tensor]],
-) -> list[Tensor]:
-    """All tensors, of which this ``rank`` computes those that ``chosen`` gives to it.
+) -> list[list[Tensor]]:
+    """The tensors of all units, of which this ``rank`` computes those that ``chosen`` gives to it.
 
     ``all_gather`` gives every rank's vector for this rank's one, all of one length: the shorter
     ones are padded.
     """
-    of_rank = {each: [i for i, owner in enumerate(chosen) if owner == each] for each in set(chosen)}
-    length = max(sum(like[i].numel() for i in indices) for indices in of_rank.values())
-    own = like[0].new_zeros(length)
-    mine = of_rank.get(rank, [])
+    lengths: dict[int, int] = {}
+    for unit, owner in zip(units, chosen, strict=True):
+        lengths[owner] = lengths.get(owner, 0) + sum(map(Tensor.numel, unit))
+    own = units[0][0].new_zeros(max(lengths.values()))
+    mine = [index for index, owner in enumerate(chosen) if owner == rank]
     if mine:
-        flat = torch.cat([tensor.reshape(-1) for tensor in compute(mine)])
+        flat = torch.cat([z.reshape(-1) for index in mine for z in compute(index)])
         own[: len(flat)] = flat
-    vectors = all_gather(own)
-    found: dict[int, Tensor] = {}
-    for owner, indices in of_rank.items():
-        sizes = [like[i].numel() for i in indices]
-        pieces = vectors[owner][: sum(sizes)].split(sizes)
-        found |= {i: piece.view(like[i].shape) for i, piece in zip(indices, pieces, strict=True)}
-    return [found[i] for i in range(len(like))]
+    vectors = list(all_gather(own))
+    found = []
+    for unit, owner in zip(units, chosen, strict=True):
+        sizes = [tensor.numel() for tensor in unit]
+        *pieces, vectors[owner] = vectors[owner].split([*sizes, len(vectors[owner]) - sum(sizes)])
+        found.append([z.view(tensor.shape) for z, tensor in zip(pieces, unit, strict=True)])
+    return found

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError, nearest
+from .layers import Layers, Ready, State, arranged, ready
 from .momentum import CONVEX, FORMS, LOOKAHEAD, MEANS, Form, weights
-from .norms import SHAPES, Norm, Shape, Spectral, shape_factor
+from .norms import SHAPES, Shape, Spectral, shape_factor
 from .product import MATRIX_ROLES, ProductNorm
 from .roles import Assignment, as_matrix, assign
 from .sharing import Sharing
@@ -28,25 +28,6 @@ from .stepsize import LinearModel, StepSize
 Kind = Literal["constrained", "regularized"]
 NuclearNorm = Literal["polar", "stale", "frobenius"]
 POWER = {"constrained": 1, "regularized": 2}
-
-
-@dataclass(frozen=True)
-class Layers:
-    """Parameters that one call of their norm serves: of one norm, role, shape, dtype and device."""
-
-    norm: Norm
-    role: str
-    x: list[Tensor]
-
-    @property
-    def g(self) -> list[Tensor]:
-        """Their gradients."""
-        return [x.grad for x in self.x if x.grad is not None]
-
-    def stack(self, tensors: Sequence[Tensor]) -> Tensor:
-        """(layers, rows, columns)."""
-        stacked = tensors[0] if len(tensors) == 1 else torch.stack(list(tensors))
-        return stacked.view(len(tensors), *as_matrix(tensors[0].shape))
 
 
 class SteepestDescent(torch.optim.Optimizer):
@@ -121,7 +102,7 @@ class SteepestDescent(torch.optim.Optimizer):
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
         lr, power = self._lr(), POWER[self.kind]
-        layers = list(self._with_gradient())
+        layers = self._with_gradient()
         if not layers:
             return loss
 
@@ -129,18 +110,22 @@ class SteepestDescent(torch.optim.Optimizer):
         z, d = [], []
         for these, m, z_these in self._dualized(layers):
             z.append(z_these)
-            d.append(self._dual_norms(these, m, z_these))
-        dual_norms = torch.cat(d)
-        s = self.product.dualize(dual_norms, [these.role for these in layers for _ in these.x])
+            d.extend(self._dual_norms(these, m, z_these))
+        dual_norms = torch.cat(d).double()
+        s = self.product.dualize(
+            dual_norms, [these.layers.role for these in layers for _ in these.g]
+        )
         dual_norm = dual_norms @ s
         model = LinearModel(value, dual_norm, self.param_groups[0].get("lower_bound"))
         tau, lower_bound = self.step_size(lr, model, power)
         lengths = tau * dual_norm ** (power - 1) * s
 
         self._decay(layers, lr if self.decay_by == "lr" else tau)
-        sizes = [len(these.x) for these in layers]
-        for these, z_these, length in zip(layers, z, lengths.split(sizes), strict=True):
-            _descend(these.x, z_these, length * self._shape_after(these))
+        sizes = [len(these.g) for these in layers]
+        for these, z_these, length in zip(
+            layers, z, torch.split_with_sizes(lengths, sizes), strict=True
+        ):
+            self._descend(these, z_these, length)
         self._record(tau, dual_norm, lower_bound)
         return loss
 
@@ -149,73 +134,64 @@ class SteepestDescent(torch.optim.Optimizer):
         super().add_param_group(param_group)
         self._layers = None
 
-    def _with_gradient(self) -> Iterator[Layers]:
+    def _with_gradient(self) -> list[Ready]:
         """The layers that have a gradient, split by the number of gradients so far."""
         if self._layers is None:
             self._layers = self._assigned()
-        for layers in self._layers:
-            ages: dict[int, list[Tensor]] = {}
-            for x in layers.x:
-                if x.grad is not None:
-                    ages.setdefault(self.state[x].get("age", 0), []).append(x)
-            for x in ages.values():
-                yield Layers(layers.norm, layers.role, x)
+        return [these for layers in self._layers for these in ready(layers, self.state)]
 
-    def _dualized(self, layers: Sequence[Layers]) -> Iterator[tuple[Layers, Tensor, Tensor]]:
-        """The layers, with m and z = dualize(m)."""
+    def _dualized(
+        self, layers: Sequence[Ready]
+    ) -> Iterator[tuple[Ready, list[Tensor], list[Tensor]]]:
+        """The layers, with m and z = dualize(m), as stacks."""
         if self.sharing is None:
             for these in layers:
                 m, v = self._average_gradients(these)
-                yield these, m, these.norm.dualize(m, v)
+                yield these, m, these.layers.dualize(m, v)
             return
         averages = [(these, *self._average_gradients(these)) for these in layers]
-        polar = _shared(averages, self.sharing)
+        polar = _shared([(these.layers, m) for these, m, _ in averages], self.sharing)
         for index, (these, m, v) in enumerate(averages):
-            yield these, m, polar[index] if index in polar else these.norm.dualize(m, v)
+            yield these, m, polar[index] if index in polar else these.layers.dualize(m, v)
 
-    def _average_gradients(self, layers: Layers) -> tuple[Tensor, Tensor | None]:
-        """m and, where the norm needs it, v, both (layers, rows, columns), after this gradient."""
-        states = [self.state[x] for x in layers.x]
-        age, g = states[0].get("age", 0), layers.g
-        for state, x in zip(states, layers.x, strict=True):
-            if age == 0:
-                state["m"] = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    def _average_gradients(self, these: Ready) -> tuple[list[Tensor], list[Tensor] | None]:
+        """m and, where the norm needs it, v, as stacks, after this gradient."""
+        layers, g, age = these.layers, these.g, these.age
+        for state in these.states:
             state["age"] = age + 1
-        m = [state["m"] for state in states]
+        m = self._kept("m", these)
         past, new = weights(self.momentum_form, self.momentum, age)
         _accumulate(m, g, past, new)
-        v = self._second_moment(layers, age)
         if self.momentum_form in LOOKAHEAD:
             m = [m_of_x.clone() for m_of_x in m]
             _accumulate(m, g, past, new)
-        return layers.stack(m), v
-
-    def _second_moment(self, layers: Layers, age: int) -> Tensor | None:
-        if layers.norm.beta2 is None:
-            return None
-        if age == 0:
-            for x in layers.x:
-                zeros = torch.zeros_like(x, memory_format=torch.contiguous_format)
-                self.state[x]["v"] = zeros
-        v = [self.state[x]["v"] for x in layers.x]
-        past, new = weights(self.momentum_form, layers.norm.beta2, age)
+        beta2 = layers.norm.beta2
+        if beta2 is None:
+            return layers.stacks(m), None
+        v = self._kept("v", these)
+        past, new = weights(self.momentum_form, beta2, age)
         torch._foreach_mul_(v, past)
-        torch._foreach_addcmul_(v, layers.g, layers.g, value=new)
-        return layers.stack(v)
+        torch._foreach_addcmul_(v, g, g, value=new)
+        return layers.stacks(m), layers.stacks(v)
 
-    def _dual_norms(self, layers: Layers, m: Tensor, z: Tensor) -> Tensor:
-        """‖m‖_* = ⟨m, z⟩ of each layer, (layers,), or what ``nuclear_norm`` takes for it."""
-        if self.nuclear_norm == "frobenius" and isinstance(layers.norm, Spectral):
-            return layers.norm.frobenius_dual(m).double()
-        d = (m * z).sum((-2, -1)).double()
-        if self.nuclear_norm == "stale" and isinstance(layers.norm, Spectral):
-            last = [self.state[x].get("dual_norm", now) for x, now in zip(layers.x, d, strict=True)]
-            for x, now in zip(layers.x, d.to(m.dtype), strict=True):
-                self.state[x]["dual_norm"] = now  # in the dtype that load_state_dict gives it
-            return torch.stack([d_last.double() for d_last in last])
+    def _kept(self, name: str, these: Ready) -> list[Tensor]:
+        """The average ``name`` of each layer; zeros before its first gradient."""
+        if these.age == 0:
+            for state, zeros in zip(these.states, these.layers.zeros(), strict=True):
+                state[name] = zeros
+        return [state[name] for state in these.states]
+
+    def _dual_norms(self, these: Ready, m: list[Tensor], z: list[Tensor]) -> list[Tensor]:
+        """‖m‖_* = ⟨m, z⟩, (layers,) of a stack, or what ``nuclear_norm`` takes for it."""
+        norm = these.layers.norm
+        if self.nuclear_norm == "frobenius" and isinstance(norm, Spectral):
+            return [norm.frobenius_dual(m_) for m_ in m]
+        d = [(m_ * z_).sum((-2, -1)) for m_, z_ in zip(m, z, strict=True)]
+        if self.nuclear_norm == "stale" and isinstance(norm, Spectral):
+            return [_exchanged(these.states, torch.cat(d))]
         return d
 
-    def _model_value(self, loss: Tensor | None, layers: Sequence[Layers]) -> Tensor:
+    def _model_value(self, loss: Tensor | None, layers: Sequence[Ready]) -> Tensor:
         """f̄(x_t), shape (): past losses linearized where they were taken, averaged like m.
 
         f̄(x) = mean of f_i + ⟨g_i, x - x_i⟩ = c + ⟨m, x⟩, so the state is one number, c.
@@ -235,28 +211,43 @@ class SteepestDescent(torch.optim.Optimizer):
         first["age"], first["intercept"] = age + 1, c
         return c + m_x
 
-    def _products(self, layers: Sequence[Layers]) -> tuple[Tensor, Tensor]:
+    def _products(self, layers: Sequence[Ready]) -> tuple[Tensor, Tensor]:
         """⟨m, x⟩ with the m of this step, and ⟨g, x⟩, both shape ()."""
         m_x, g_x = [], []
         for these in layers:
-            age = self.state[these.x[0]].get("age", 0)
+            x, age = these.layers.x, these.age
             past, new = weights(self.momentum_form, self.momentum, age)
-            for x, g in zip(these.x, these.g, strict=True):
-                g_x.append(_dot(g, x))
-                now = new * g_x[-1]
-                m_x.append(now + past * _dot(self.state[x]["m"], x) if age > 0 else now)
-        return torch.stack(m_x).sum(), torch.stack(g_x).sum()
+            g_x.append(_dots(these.g, x))
+            m_x.append(new * g_x[-1])
+            if age > 0:
+                m_x[-1] += past * _dots([state["m"] for state in these.states], x)
+        return torch.cat(m_x).sum(), torch.cat(g_x).sum()
 
-    def _decay(self, layers: Sequence[Layers], step: float | Tensor) -> None:
+    def _decay(self, layers: Sequence[Ready], step: float | Tensor) -> None:
         if self.weight_decay == 0:
             return
         for these in layers:
-            torch._foreach_mul_(these.x, 1 - step * self.weight_decay)
+            torch._foreach_mul_(these.layers.x, 1 - step * self.weight_decay)
 
-    def _shape_after(self, layers: Layers) -> float:
-        if layers.role not in MATRIX_ROLES:
+    def _descend(self, these: Ready, z: list[Tensor], lengths: Tensor) -> None:
+        """x <- x - length z, for each layer; ``z`` is overwritten."""
+        layers = these.layers
+        parts = zip(
+            layers.by_shape(layers.x),
+            z,
+            torch.split_with_sizes(lengths, layers.counts),
+            strict=True,
+        )
+        for x, z_, length in parts:
+            factor = self._shape_after(layers.role, x[0])
+            length = length if factor == 1.0 else length * factor
+            z_.mul_(length.to(z_.dtype).view(-1, 1, 1))
+            torch._foreach_sub_(x, z_.view(len(x), *x[0].shape).unbind())
+
+    def _shape_after(self, role: str, x: Tensor) -> float:
+        if role not in MATRIX_ROLES:
             return 1.0
-        return shape_factor(self.step_shape, *as_matrix(layers.x[0].shape))
+        return shape_factor(self.step_shape, *as_matrix(x.shape))
 
     def _lr(self) -> float:
         rates = {float(group["lr"]) for group in self.param_groups}
@@ -277,12 +268,7 @@ class SteepestDescent(torch.optim.Optimizer):
     def _assigned(self) -> list[Layers]:
         """The parameters, those that one call of their norm can serve together."""
         parameters = [x for group in self.param_groups for x in group["params"]]
-        cards = assign(self.param_groups, self.norms)
-        found: dict[tuple[object, ...], Layers] = {}
-        for x, card in zip(parameters, cards, strict=True):
-            key = (card.norm, card.role, x.shape, x.dtype, x.device)
-            found.setdefault(key, Layers(card.norm, card.role, [])).x.append(x)
-        return list(found.values())
+        return arranged(parameters, assign(self.param_groups, self.norms))
 
     def _check_momentum_form(self) -> None:
         """Raise where a sum of gradients, or a mean with weights below 1, would change the step."""
@@ -311,36 +297,40 @@ class SteepestDescent(torch.optim.Optimizer):
 
 
 def _shared(
-    averages: Sequence[tuple[Layers, Tensor, Tensor | None]], sharing: Sharing
-) -> dict[int, Tensor]:
+    averages: Sequence[tuple[Layers, list[Tensor]]], sharing: Sharing
+) -> dict[int, list[Tensor]]:
     """Index -> z of the spectral layers, each matrix dualized in one of the processes.
 
-    Matrices of one stack are iterated without regard to each other, so that a piece of a stack
-    gives the bits that the whole gives (on one kind of processor).
+    Matrices of one stack are iterated without regard to each other, so that a piece of it gives
+    the bits that the whole gives (on one kind of processor). Stacks that are iterated together are
+    small, and may depend on the company: they stay together.
     """
-    pieces = [
-        (index, piece)
-        for index, (these, m, _) in enumerate(averages)
-        if isinstance(these.norm, Spectral)
-        for piece in m.split(-(-len(m) // sharing.world))
-    ]
-    if not pieces:
+    units: list[tuple[int, list[Tensor]]] = []
+    for index, (layers, m) in enumerate(averages):
+        if isinstance(layers.norm, Spectral):
+            pieces = [m] if len(m) > 1 else [[m_] for m_ in _split(m[0], sharing.world)]
+            units += [(index, piece) for piece in pieces]
+    if not units:
         return {}
 
-    def compute(chosen: Sequence[int]) -> list[Tensor]:
-        mine = [pieces[i] for i in chosen]
-        return [averages[index][0].norm.dualize(m, None) for index, m in mine]
+    def compute(number: int) -> list[Tensor]:
+        index, m = units[number]
+        return averages[index][0].dualize(m, None)
 
-    z: dict[int, list[Tensor]] = {}
-    stacks = [piece for _, piece in pieces]
-    found = sharing.shared(stacks, [_polar_cost(m) for m in stacks], compute)
-    for (index, _), z_piece in zip(pieces, found, strict=True):
-        z.setdefault(index, []).append(z_piece)
-    return {index: torch.cat(of_index) for index, of_index in z.items()}
+    stacks = [m for _, m in units]
+    found = sharing.shared(stacks, [sum(map(_polar_cost, m)) for m in stacks], compute)
+    z: dict[int, list[list[Tensor]]] = {}
+    for (index, _), of_unit in zip(units, found, strict=True):
+        z.setdefault(index, []).append(of_unit)
+    return {index: [torch.cat(parts) for parts in zip(*of, strict=True)] for index, of in z.items()}
+
+
+def _split(m: Tensor, pieces: int) -> Sequence[Tensor]:
+    return m.split(-(-len(m) // pieces))
 
 
 def _polar_cost(m: Tensor) -> float:
-    """Of iterating a stack, in products of numbers, up to a factor."""
+    """Of iterating a stack: multiplications, up to a factor."""
     short, long = sorted(m.shape[-2:])
     return len(m) * short**2 * long
 
@@ -354,15 +344,18 @@ def _accumulate(m: list[Tensor], g: list[Tensor], past: float, new: float) -> No
         torch._foreach_add_(m, g, alpha=new)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a, b⟩ in float64, shape (), without a temporary of their size."""
-    return torch.dot(a.reshape(-1), b.reshape(-1)).double()
+def _dots(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """⟨a, b⟩ of each pair, in float64, (pairs,), without a temporary of their size."""
+    pairs = zip(a, b, strict=True)
+    return torch.stack([torch.dot(a_.reshape(-1), b_.reshape(-1)) for a_, b_ in pairs]).double()
 
 
-def _descend(x: list[Tensor], z: Tensor, length: Tensor) -> None:
-    """x <- x - length z, for each layer; ``z`` is overwritten."""
-    z.mul_(length.to(z.dtype).view(-1, 1, 1))
-    torch._foreach_sub_(x, z.view(len(x), *x[0].shape).unbind())
+def _exchanged(states: Sequence[State], d: Tensor) -> Tensor:
+    """The dual norms of the last step, those of this one, ``d``, taking their place."""
+    last = [state.get("dual_norm", now) for state, now in zip(states, d, strict=True)]
+    for state, now in zip(states, d, strict=True):
+        state["dual_norm"] = now
+    return torch.stack(last)
 
 
 def _check_word(name: str, word: str, words: Sequence[str]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from slurm import Cluster, lacking
+from slurm import Cluster, cancel_batches, lacking
 from support import environment
 
 
@@ -24,6 +23,4 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]
     made = Cluster(tmp_path_factory.mktemp("slurm"))
     yield made
-    names = {path.name for path in made.folder.glob("**/slurm/*")}
-    if names:
-        subprocess.run(["scancel", f"--name={','.join(names)}"], check=False)
+    cancel_batches(made.folder)

@@ -234,3 +234,19 @@ def test_the_command_submits_and_returns(cluster, command, tmp_path: Path) -> No
     assert "2 runs are queued or running. Watch: python -m optlab status" in done.stdout
     batch = next((tmp_path / "runs" / "slurm").iterdir()).name
     subprocess.run(["scancel", f"--name={batch}"], check=True)
+
+
+def test_a_run_on_two_gpus_of_two_nodes_gives_what_one_process_gives(cluster) -> None:
+    """The same id, and the same losses to the precision of sums in another order."""
+    sweep, store = cluster.sweep("seed=0,1"), cluster.store("together")
+    two = {"gpus_per_run": 2, "nodes": 2, "runs_per_job": 2}
+    report = cluster.submit(sweep, store, wait=True, **two)
+    assert report.ok, cluster.log(store, sweep.runs[0].id)
+    here = cluster.store("alone")
+    launch_here(sweep, here, print, dry_run=False)
+
+    assert "process 1 of 2" in cluster.log(store, sweep.runs[0].id)
+    for run in sweep.runs:
+        alone = [record["val_loss"] for record in here.records(run.id)]
+        together = [record["val_loss"] for record in store.records(run.id)]
+        assert together == pytest.approx(alone, rel=1e-4)

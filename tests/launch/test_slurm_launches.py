@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 
 from optlab.launch.batch import note
 from optlab.store import RunStore
-from slurm import ask, wait_until
+from slurm import ask, cancel_batches, wait_until
 from support import TINY, environment
 
 pytestmark = pytest.mark.slurm
@@ -64,9 +64,10 @@ def held(store: RunStore) -> list[str]:
     return sorted(ask("squeue", "-h", "-r", f"--name={names}", "-o", "%i").split())
 
 
-def cancel(store: RunStore) -> None:
-    names = ",".join(path.name for path in (store.root / "slurm").iterdir())
-    subprocess.run(["scancel", f"--name={names}"], check=True)
+@pytest.fixture(autouse=True)
+def _nothing_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    cancel_batches(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,6 @@ def test_a_launch_that_is_killed_in_the_middle_is_taken_up_by_the_next(
 
     assert len(jobs(store)) == 3 and held(store) == jobs(store)
     assert ("by a launch that did not end; it is kept" in text) == (module == "batch")
-    cancel(store)
 
 
 def test_two_launches_at_once_submit_every_run_once(launch, clone: Path, store: RunStore) -> None:
@@ -106,7 +106,6 @@ def test_two_launches_at_once_submit_every_run_once(launch, clone: Path, store: 
 
     assert sorted("Submitted" in text for text in texts) == [False, True]
     assert len(held(store)) == 3 and held(store) == jobs(store)
-    cancel(store)
 
 
 def test_a_job_leaves_a_run_alone_that_was_submitted_again_since(cluster) -> None:

@@ -258,7 +258,7 @@ def test_the_gram_form_is_the_standard_form(polar: Polar) -> None:
     triples = {Jordan: [JORDAN] * 5, You: list(YOU6)}.get(type(polar)) or list(polar.triples)  # type: ignore[attr-defined]
     safety = getattr(polar, "safety", 1.0)
 
-    assert max(len(run) for run in runs(x[None], triples)) == 3
+    assert max(len(run) for run in runs([x[None]], triples)) == 3
     expected = standard_form(x / (safety * torch.linalg.matrix_norm(x)), triples)
     assert torch.allclose(polar(x), expected, atol=1e-10)
 
@@ -286,15 +286,15 @@ def test_the_gram_form_never_explodes_in_bfloat16(polar: Polar, m: int, n: int) 
 def test_bfloat16_takes_long_runs_only_of_coefficients_that_allow_them() -> None:
     wide = torch.zeros(1, 128, 512, dtype=torch.bfloat16)
 
-    assert [len(run) for run in runs(wide, [JORDAN] * 5)] == [1, 2, 2]
-    assert [len(run) for run in runs(wide, PolarExpress(5).triples)] == [1, 1, 1, 1, 1]
-    assert [len(run) for run in runs(wide.float(), PolarExpress(5).triples)] == [3, 2]
-    assert [len(run) for run in runs(wide[..., :128].float(), PolarExpress(5).triples)] == [1] * 5
+    assert [len(run) for run in runs([wide], [JORDAN] * 5)] == [1, 2, 2]
+    assert [len(run) for run in runs([wide], PolarExpress(5).triples)] == [1, 1, 1, 1, 1]
+    assert [len(run) for run in runs([wide.float()], PolarExpress(5).triples)] == [3, 2]
+    assert [len(run) for run in runs([wide[..., :128].float()], PolarExpress(5).triples)] == [1] * 5
 
 
 def test_the_largest_singular_value_after_row_scaling_is_at_most_one() -> None:
     """AOL's guarantee: Turbo's first step sees no singular value above 1."""
     identity = ((1.0, 0.0, 0.0),)
     for x in nonzero_matrices().values():
-        y = iterate(x, identity, 1.0, "auto", _bounded_rows)
+        (y,) = iterate([x], identity, 1.0, "auto", _bounded_rows)
         assert float(singular_values(y).max()) <= 1 + 1e-12

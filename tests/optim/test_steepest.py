@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -343,6 +344,9 @@ def test_one_polar_factor_a_matrix_and_step() -> None:
         def __call__(self, x: Tensor) -> Tensor:
             calls[tuple(x.shape)] += 1
             return SVD()(x)
+
+        def together(self, xs: Sequence[Tensor]) -> list[Tensor]:
+            return [self(x) for x in xs]
 
     model = net()
     norms = Assignment(Spectral(polar=Counting()), Ada2())

@@ -1,0 +1,138 @@
+"""Parameters in stacks, so that one call of their norm serves many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .norms import Norm, Spectral
+from .roles import Assigned, as_matrix
+
+SMALL = 128  # shorter side up to which matrices of different shapes share products
+CACHED = 2**20  # entries of a stack on a CPU: what a call reads and writes stays in its cache
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Parameters that one call of their norm serves: of one norm, role, dtype and device.
+
+    Those of one shape stand together, ``counts`` of each.
+    """
+
+    norm: Norm
+    role: str
+    x: list[Tensor]
+    counts: list[int]
+
+    def by_shape(self, tensors: list[Tensor]) -> list[list[Tensor]]:
+        """One tensor a parameter, as one list a shape."""
+        if len(self.counts) == 1:
+            return [tensors]
+        ends = accumulate(self.counts)
+        return [tensors[end - n : end] for n, end in zip(self.counts, ends, strict=True)]
+
+    def stacks(self, tensors: list[Tensor]) -> list[Tensor]:
+        """One tensor a parameter, as one stack (layers, rows, columns) a shape."""
+        return [
+            stack(same).view(len(same), *as_matrix(same[0].shape))
+            for same in self.by_shape(tensors)
+        ]
+
+    def zeros(self) -> list[Tensor]:
+        """Zeros like the parameters, those of a shape in one piece: ``stacks`` copies nothing."""
+        return [
+            zeros
+            for same in self.by_shape(self.x)
+            for zeros in same[0].new_zeros(len(same), *same[0].shape).unbind()
+        ]
+
+    def dualize(self, m: Sequence[Tensor], v: Sequence[Tensor] | None) -> list[Tensor]:
+        """The norm's dualizer, on ``stacks``."""
+        if isinstance(self.norm, Spectral):
+            return self.norm.dualize_together(m)
+        return [self.norm.dualize(m_, v_) for m_, v_ in zip(m, v or [None] * len(m), strict=True)]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Layers with a gradient each, after ``age`` earlier ones."""
+
+    layers: Layers
+    g: list[Tensor]
+    states: list[State]
+    age: int
+
+
+def arranged(parameters: Iterable[Tensor], cards: Iterable[Assigned]) -> list[Layers]:
+    """The parameters, those together that one call of their norm can serve."""
+    found: dict[tuple[object, ...], list[Tensor]] = {}
+    norms: dict[tuple[object, ...], tuple[Norm, str]] = {}
+    for x, card in zip(parameters, cards, strict=True):
+        key = (card.norm, card.role, _served_together(card.norm, x.shape), x.dtype, x.device)
+        norms[key] = card.norm, card.role
+        found.setdefault(key, []).append(x)
+    return [_layers(*norms[key], part) for key, x in found.items() for part in _parts(x)]
+
+
+def ready(layers: Layers, state: Mapping[Tensor, State]) -> list[Ready]:
+    """Those with a gradient, by the number of gradients so far."""
+    x = [x for x in layers.x if x.grad is not None]
+    g = [x.grad for x in x if x.grad is not None]
+    states = [state[x] for x in x]
+    ages = [state.get("age", 0) for state in states]
+    if len(x) == len(layers.x) and len(set(ages)) == 1:
+        return [Ready(layers, g, states, ages[0])]
+    found = []
+    for age in dict.fromkeys(ages):
+        of_age = [i for i, other in enumerate(ages) if other == age]
+        some = _layers(layers.norm, layers.role, [x[i] for i in of_age])
+        found.append(Ready(some, [g[i] for i in of_age], [states[i] for i in of_age], age))
+    return found
+
+
+def stack(tensors: list[Tensor]) -> Tensor:
+    """(tensors, ...), without a copy where they lie in one storage, one behind the other."""
+    first, n, size = tensors[0], len(tensors), tensors[0].numel()
+    if n == 1:
+        return first.unsqueeze(0)
+    start, step = first.data_ptr(), size * first.element_size()
+    if (
+        [x.data_ptr() for x in tensors] == list(range(start, start + n * step, step))
+        and (first.storage_offset() * first.element_size() + n * step)
+        <= first.untyped_storage().nbytes()
+        and all(x.is_contiguous() for x in tensors)
+    ):
+        return first.as_strided((n, *first.shape), (size, *first.stride()))
+    return torch.stack(tensors)
+
+
+def _layers(norm: Norm, role: str, x: list[Tensor]) -> Layers:
+    return Layers(norm, role, x, [len(list(same)) for _, same in groupby(x, lambda x: x.shape)])
+
+
+def _served_together(norm: Norm, shape: Sequence[int]) -> tuple[int, ...]:
+    """What parameters of ``norm`` have in common if one call serves them."""
+    if not isinstance(norm, Spectral):
+        return tuple(shape)
+    rows, columns = as_matrix(shape)
+    short = min(rows // norm.blocks, columns)
+    return (short,) if short <= SMALL else tuple(shape)
+
+
+def _parts(x: Iterable[Tensor]) -> list[list[Tensor]]:
+    """``x`` by shape, on a CPU in parts of one parameter or at most ``CACHED`` entries."""
+    parts: list[list[Tensor]] = []
+    for tensor in sorted(x, key=lambda tensor: tensor.shape):
+        entries = sum(other.numel() for other in parts[-1]) if parts else 0
+        if parts and (tensor.device.type != "cpu" or entries + tensor.numel() <= CACHED):
+            parts[-1].append(tensor)
+        else:
+            parts.append([tensor])
+    return parts

@@ -1,0 +1,87 @@
+"""Settings of the SLURM launcher, refused before anything is written; no SLURM is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from optlab.config import CONF
+from optlab.errors import ConfigError
+from optlab.launch.slurm import launch_slurm, options
+from optlab.store import RunStore
+from optlab.sweep import ad_hoc
+from support import shrunk
+
+SETTINGS = yaml.safe_load((CONF / "hydra" / "launcher" / "slurm.yaml").read_text())
+del SETTINGS["_target_"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_array": 0}, "max_array must be a whole number of at least 1"),
+        ({"array_parallelism": "8"}, "array_parallelism must be a whole number"),
+        ({"save_within": 5}, "save_within must be a whole number of at least 10"),
+        ({"max_requeues": -1}, "max_requeues must be a whole number of at least 0"),
+        ({"wait": "yes"}, "wait must be true or false"),
+        ({"setup": {"a": 1}}, "setup must be a list"),
+    ],
+)
+def test_a_setting_of_the_wrong_type_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        options({**SETTINGS, **change}, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("change", "overrides", "message"),
+    [
+        ({}, (), r"There is no SLURM on this machine \(sbatch: not found\)"),
+        ({"time": 3}, (), "time=3 min is too short for a checkpoint.*at least 4 minutes"),
+        ({"gpus_per_run": 32}, ("train.batch_size=16",), "at most 16 GPUs per run"),
+    ],
+)
+def test_what_cannot_be_submitted_is_refused_and_nothing_is_written(
+    store: RunStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    overrides: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    chosen = options({**SETTINGS, **change}, frozenset(change))
+    with pytest.raises(ConfigError, match=message):
+        launch_slurm(ad_hoc(shrunk(*overrides)), store, print, chosen)
+    assert not store.root.exists()
+
+
+def test_a_dry_run_needs_no_slurm_and_writes_nothing(
+    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said: list[str] = []
+    change = {"dry_run": True, "runs_per_job": 2, "max_array": 1, "array_parallelism": 4}
+    chosen = options({**SETTINGS, **change}, frozenset())
+    launch_slurm(ad_hoc(shrunk("seed=0,1,2")), store, said.append, chosen)
+
+    lines = said[-1].split("\n")
+    assert [line.split(" (")[0] for line in lines] == [
+        "Would submit 2 runs as 1 jobs",
+        "Would submit 1 runs as 1 jobs",
+    ]
+    assert not store.root.exists()
+
+
+def test_the_command_line_wins_over_a_file_and_a_file_over_the_launcher(store: RunStore) -> None:
+    from optlab.launch.slurm import _requests
+
+    sweep = ad_hoc(shrunk("seed=0"))
+    object.__setattr__(sweep, "resources", ({"time": 30, "cpus": 2},))
+    run = sweep.runs[0].id
+    from_file = _requests(sweep, options({**SETTINGS, "time": 90}, frozenset()))[run]
+    given = _requests(sweep, options({**SETTINGS, "time": 90}, frozenset({"time"})))[run]
+
+    assert (from_file.time, from_file.cpus, given.time, given.cpus) == (30, 2, 90, 2)
