@@ -20,6 +20,10 @@ from optlab.store import RunStore
 from optlab.sweep import Sweep, ad_hoc
 from support import shrunk
 
+# Settings of jobs so small that many fit on a small cluster.
+SMALL = tuple(
+    f"hydra.launcher.{setting}" for setting in ("gpus_per_run=0", "cpus=1", "memory=100M")
+)
 Submit = Callable[..., str]
 Wait = Callable[[Callable[[], Any]], Any]
 
