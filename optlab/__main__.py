@@ -20,7 +20,10 @@ COMMANDS = sorted(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand. Exit codes: 0 done, 1 error, 130 stopped by Ctrl-C."""
-    args = _parser().parse_args(arguments)
+    try:
+        args = _parsed(arguments)
+    except SystemExit as end:  # --help, or words that argparse has complained about with code 2
+        return 1 if end.code else 0
     try:
         code = importlib.import_module(f"optlab.commands.{args.command}").run(args)
         sys.stdout.flush()
@@ -34,6 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; overrides may stand before, between and behind the options."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)
+    unknown = [word for word in rest if word.startswith("-")] if "overrides" in args else rest
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        args.overrides += rest
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

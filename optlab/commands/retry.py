@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..errors import ConfigError
     from ..launch.find import is_launcher_setting, sweep_of
+    from ..launch.plan import plural
     from ..launch.standing import standings
 
     sweep, store = sweep_of(args.sweep, args.overrides)
@@ -49,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
     ok = True
     for launcher, ids in parts.items():
         if not args.json:
-            print(f"Retrying {len(ids)} failed or lost runs with hydra/launcher={launcher}.")
+            runs = plural(len(ids), "failed or lost run")
+            print(f"Retrying {runs} with hydra/launcher={launcher}.", flush=True)
         ok = _launch(replace(sweep, only=frozenset(ids)), store, launcher, words).ok and ok
     return 0 if ok else 1
 

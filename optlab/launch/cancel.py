@@ -20,6 +20,7 @@ from pathlib import Path
 from ..config import Run
 from ..store import DONE, RunStore, recorded_owner
 from ..sweep import Sweep
+from .plan import plural
 from .queue import NoSlurm, alive
 from .standing import ALIVE, standings, submission
 
@@ -146,7 +147,8 @@ def described(found: Target, sweep: Sweep) -> str:
     lines = []
     if found.jobs:
         ids = [run_id for held in found.jobs.values() for run_id in held]
-        lines.append(f"{len(ids)} runs in {len(found.jobs)} jobs: {named(ids)}")
+        jobs = plural(len(found.jobs), "job")
+        lines.append(f"{plural(len(ids), 'run')} in {jobs}: {named(ids)}")
     lines += [
         f"  job {job} also trains {named(others)}: it stops them, too"
         for job, others in found.shared.items()
@@ -202,10 +204,10 @@ def _cancel_jobs(jobs: Sequence[str]) -> list[str]:
         done = subprocess.run(["scancel", *some], capture_output=True, text=True)
         problems += [line for line in done.stderr.splitlines() if line.strip()]
     left = _left(jobs)
-    lines = [f"Cancelled {len(jobs) - len(left)} of {len(jobs)} jobs."]
+    lines = [f"Gone from the queue: {len(jobs) - len(left)} of {plural(len(jobs), 'job')}."]
     if left:
         lines.append(
-            f"{len(left)} jobs were told to stop and are still saving: "
+            f"{plural(len(left), 'job')} told to stop and still saving: "
             f"{', '.join(left[:_NAMED])}{' ...' if len(left) > _NAMED else ''}."
         )
     return [*lines, *(f"scancel: {problem}" for problem in problems)]

@@ -233,6 +233,11 @@ def refuse_beyond_budget(plan: Plan) -> None:
         raise ConfigError(message)
 
 
+def plural(count: int, noun: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """``seconds`` in the unit a person would use."""
     if seconds < 90:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from optlab.__main__ import main
+from optlab.store import RunStore
+from optlab.sweep import Sweep, ad_hoc
+from support import shrunk
+
+# Settings of jobs so small that many fit on a small cluster.
+SMALL = tuple(
+    f"hydra.launcher.{setting}" for setting in ("gpus_per_run=0", "cpus=1", "memory=100M")
+)
 Submit = Callable[..., str]
 Wait = Callable[[Callable[[], Any]], Any]
 
@@ -78,3 +89,45 @@ def wait_until() -> Wait:
         return value
 
     return wait
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Optlab = Callable[..., Told]
+
+
+@pytest.fixture
+def optlab(store: RunStore, capsys: pytest.CaptureFixture[str]) -> Optlab:
+    """``python -m optlab COMMAND ...`` in this process, about the runs of ``store``.
+
+    ``SWEEP`` stands for the words of the sweep that ``sweep`` holds.
+    """
+
+    def call(*words: str) -> Told:
+        given = [part for word in words for part in (SWEEP if word == "SWEEP" else [word])]
+        capsys.readouterr()
+        code = main([*given, f"runtime.runs={store.root}"])
+        printed = capsys.readouterr()
+        return Told(code, printed.out, printed.err)
+
+    return call
+
+
+SWEEP = shrunk("optimizer=adamw,scion", "optimizer.lr=0.01,0.1", "seed=0,1")
+
+
+@pytest.fixture
+def sweep() -> Sweep:
+    """Two methods, two learning rates, two seeds: eight tiny runs."""
+    return ad_hoc(SWEEP)
