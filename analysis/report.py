@@ -17,7 +17,8 @@ from optlab.store import write_bytes
 
 from . import figures as drawings
 from . import style, tables
-from .curves import Curve, Study, curves, is_diverged, is_done
+from .certificate import certify
+from .curves import Curve, Study, curves, is_certified, is_diverged, is_done
 from .robustness import Optimum, best, usable_width
 from .tables import lr_text
 
@@ -32,14 +33,16 @@ def analyse(
     out: Path,
     figures: Sequence[str],
     command: str | None = None,
+    extension: str = "",
 ) -> str:
     """Write the figures and the robustness table of a sweep into ``out``; return what to print.
 
     ``figures``: names of files in ``analysis/figures`` (none: ``lr_sensitivity``); each becomes
     NAME.{pdf,png,csv}. The last line of the text is the path of the first one. Where no run is done
     yet only the table is written. ``command``: the words after ``python launch.py -m`` that launch
-    the sweep (``sweeps=NAME``). Raises ConfigError for an unknown figure, a table of runs that
-    cannot be read as curves, or a folder that cannot be written.
+    the sweep (``sweeps=NAME``). ``extension``: as for ``certificate``. Raises ConfigError for
+    an unknown figure, a table of runs that cannot be read as curves, or a folder that cannot be
+    written.
     """
     chosen = list(figures) or ["lr_sensitivity"]
     draws = [drawings.find(figure) for figure in chosen]
@@ -53,13 +56,18 @@ def analyse(
         return "\n\n".join([*parts, f"There is nothing to analyse yet. To launch it: {launch}"])
     for figure, draw in zip(chosen, draws, strict=True):
         _write_figure(study, draw, out / figure)
-    parts += [certificate(study.curves), _definitions(study.curves), _written(chosen, out)]
+    parts += [
+        certificate(study.curves, extension),
+        _definitions(study.curves),
+        _written(chosen, out),
+    ]
     return "\n\n".join(parts) + f"\n{out / chosen[0]}.png"
 
 
 def coverage(study: Study, launch: str) -> str:
     """How many runs are done, where the holes are, and the command that fills them."""
-    runs, total = study.runs, len(study.runs)
+    drawn = is_certified(study.runs)
+    runs, total = study.runs.loc[~drawn], int((~drawn).sum())
     if not total:
         return f"{study.name}: the sweep has no runs."
     counts = runs["outcome"].value_counts()
@@ -71,7 +79,7 @@ def coverage(study: Study, launch: str) -> str:
     ]
     head = (
         f"{study.name}: {done} of {total} runs done ({diverged} of them diverged), "
-        f"{', '.join(unfinished)}."
+        f"{', '.join(unfinished)}{f', {drawn.sum()} certified' if drawn.any() else ''}."
     )
     lines = [head, *_failures(runs), *_non_finite(runs)]
     holes = [_holes(curve) for curve in study.curves if not curve.done[curve.run != ""].all()]
@@ -80,12 +88,20 @@ def coverage(study: Study, launch: str) -> str:
     return "\n".join(lines)
 
 
-def certificate(curves: Sequence[Curve]) -> str:
-    """Whether each optimum is certainly inside its grid, and what cuts a usable width."""
+def certificate(curves: Sequence[Curve], extension: str = "") -> str:
+    """Whether each optimum is certainly inside its grid, and what cuts a usable width.
+
+    ``extension``: what to say, where something is cut, of how the grids grow.
+    """
     optima = [(curve, best(curve)) for curve in curves]
     inside = sum(optimum is not None and optimum.where == "interior" for _, optimum in optima)
     head = f"The best learning rate is inside the grid for {inside} of {len(curves)} curves."
-    lines = [f"  {c.label}: {_warning(c, o)}" for c, o in optima if _warning(c, o)]
+    lines, certificates = [], [certify(curve) for curve in curves]
+    for (curve, optimum), found in zip(optima, certificates, strict=True):
+        words = _warning(curve, optimum) or "".join(f"{each}. " for each in found.sentences)
+        lines += [f"  {curve.label}: {words.strip()}"] if words else []
+    cut = [found for found in certificates if found.left_censored or found.right_censored]
+    lines += [extension] if cut and extension else []
     return "\n".join([head, *(_wrapped(line) for line in lines)])
 
 

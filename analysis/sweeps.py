@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from optlab.extension import path_of, read
 from optlab.store import RunStore
 from optlab.sweep import Sweep
 
@@ -33,7 +34,17 @@ def analyse_sweep(sweep: Sweep, out: Path | None = None) -> str:
         out=runtime.results_folder / sweep.name if out is None else out,
         figures=sweep.figures,
         command=sweep.command,
+        extension=_extension(sweep, store),
     )
+
+
+def _extension(sweep: Sweep, store: RunStore) -> str:
+    """How the grids of a sweep have grown, and what lets them grow further."""
+    if not sweep.file:
+        return ""
+    past = read(path_of(store.root, sweep.file)).rounds
+    spent = f"after {len(past)} rounds of extension" if past else "and the grids were not extended"
+    return f"That is so {spent}; to go on: python -m optlab extend {sweep.file} --rounds 1"
 
 
 def settings(sweep: Sweep) -> Sequence[str]:

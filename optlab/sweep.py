@@ -59,6 +59,7 @@ class Sweep:
     figures: tuple[str, ...]
     settings: Settings
     notes: tuple[str, ...] = ()  # what a reader of the sweep should know
+    budget: float | None = None  # GPU-hours that the sweep may cost in all; None: any number
     file: str = ""  # that it grows with, below sweeps/; '' where the command line states the lrs
     extend: Extend | None = None  # how its grids of learning rates grow; None: they stay
     certified: tuple[Certified, ...] = ()  # not among ``runs``: need not be trained

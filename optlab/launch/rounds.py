@@ -155,12 +155,13 @@ def propose(
     *,
     rounds: int | None = None,
     since: Extension | None = None,
-    room: float = math.inf,
+    room: float | None = None,
 ) -> Proposal:
     """The next round of extension of a sweep, from its results as they stand; changes nothing.
 
     ``rounds``: that a curve may have, beyond those of ``since`` where that is given; by default
-    what the sweep declares. ``room``: seconds of training that may be spent.
+    what the sweep declares. ``room``: seconds of training that may be spent; by default what its
+    budget leaves.
     """
     settings = sweep.extend or Extend()
     extension = remembered(sweep, store)
@@ -175,7 +176,11 @@ def propose(
         key: extension.spent(key) - (since.spent(key) if since is not None else 0) for key in curves
     }
     plan = plan_round(
-        decisions, spent, allowed, cost=lambda key: _seconds(curves[key], store), room=room
+        decisions,
+        spent,
+        allowed,
+        cost=lambda key: _seconds(curves[key], store),
+        room=_room(sweep, store) if room is None else room,
     )
     wanted = {each.curve: each.lr for each in plan}
     costs = {key: len(lr) * _seconds(curves[key], store) for key, lr in wanted.items()}
@@ -276,6 +281,14 @@ def _added(sweep: Sweep, added: Round) -> Iterator[Run]:
     for run, point in zip(sweep.runs, sweep.points, strict=True):
         if LR in point and run.lr in lr.get(curve_id(point), ()):
             yield run
+
+
+def _room(sweep: Sweep, store: RunStore) -> float:
+    """Seconds of training that the sweep's budget leaves."""
+    if sweep.budget is None:
+        return math.inf
+    last = [records[-1]["seconds"] for run in sweep.runs if (records := store.records(run.id))]
+    return max(0.0, sweep.budget * 3600 - sum(last))
 
 
 def _seconds(curve: Grown, store: RunStore) -> float:
