@@ -10,7 +10,7 @@ from itertools import combinations
 from statistics import fmean
 
 from ..certify import contradict, why_not, why_not_any
-from ..config import Run
+from ..config import Composer, Run
 from ..errors import ConfigError
 from ..extend import Decision, Extend, Points, account, decide, plan_round, refinement, spacing
 from ..extension import (
@@ -127,7 +127,7 @@ class Proposal:
 
 def curves_of(sweep: Sweep, store: RunStore, extension: Extension) -> list[Grown]:
     """The curves of a sweep whose learning rate is an axis, by method and setting."""
-    curve_id = CurveIds()
+    curve_id = CurveIds(Composer())
     found: dict[str, dict[tuple[float, int], Run]] = {}
     at: dict[str, Point] = {}
     for run, point in zip(sweep.runs, sweep.points, strict=True):
@@ -145,7 +145,9 @@ def curves_of(sweep: Sweep, store: RunStore, extension: Extension) -> list[Grown
             runs=runs,
             results={run.id: result for run in runs.values() if (result := store.result(run.id))},
         )
-        for of_curve, runs in sorted(found.items(), key=lambda item: repr(at[item[0]]))
+        for of_curve, runs in sorted(
+            found.items(), key=lambda item: repr(sorted(at[item[0]].items(), key=repr))
+        )
     ]
 
 
@@ -276,7 +278,7 @@ def remembered(sweep: Sweep, store: RunStore) -> Extension:
 
 def _added(sweep: Sweep, added: Round) -> Iterator[Run]:
     """The runs of a sweep that a round has added."""
-    curve_id = CurveIds()
+    curve_id = CurveIds(Composer())
     lr = {each.curve: each.lr for each in added.additions}
     for run, point in zip(sweep.runs, sweep.points, strict=True):
         if LR in point and run.lr in lr.get(curve_id(point), ()):
