@@ -40,6 +40,7 @@ class Curve:
     done: np.ndarray  # (n, S) bool, finished or diverged
     diverged: np.ndarray  # (n, S) bool
     at_chance: np.ndarray  # (n, S) bool, finished no better than a constant prediction
+    certified: np.ndarray  # (n, S) bool, not trained: has the numbers of the run it would repeat
     # (S,) initial weights and first batch of each seed, '' where they are unknown or not the same
     # in all runs of the seed; () where the table has none
     fingerprints: tuple[str, ...] = ()
@@ -142,6 +143,13 @@ def is_done(runs: pd.DataFrame) -> pd.Series:
     return runs["outcome"].isin(["finished", "diverged"])
 
 
+def is_certified(runs: pd.DataFrame) -> pd.Series:
+    """Whether each run was not trained, but has the numbers of one that it would repeat."""
+    if "certified_by" not in runs:
+        return pd.Series(False, index=runs.index)
+    return runs["certified_by"].fillna("").astype(str) != ""
+
+
 def varies_within(methods: Iterable[str], values: Iterable[object]) -> np.ndarray:
     """(runs,) bool: whether the run's method occurs with more than one of the values."""
     methods, seen = list(methods), defaultdict[str, set](set)
@@ -176,6 +184,7 @@ def _curve(method: str, setting: str, block: pd.DataFrame) -> Curve:
         done=grid(done, False, bool),
         diverged=grid(diverged, False, bool),
         at_chance=grid(done & ~diverged & at_chance, False, bool),
+        certified=grid(is_certified(block).to_numpy(), False, bool),
         fingerprints=_fingerprints(block, seeds),
         unit=str(block["unit"].iloc[0]) if "unit" in block else "nats",
     )

@@ -14,8 +14,9 @@ from optlab.store import write_bytes
 
 from . import checks, compared, page, tables
 from . import figures as drawings
+from .certificate import certify
 from .compared import USABLE, Usable
-from .curves import Curve, Study, curves, is_diverged, is_done
+from .curves import Curve, Study, curves, is_certified, is_diverged, is_done
 from .drawing import draw_all
 from .outcomes import Final, with_final
 from .robustness import Optimum, best, usable_width
@@ -40,6 +41,7 @@ def analyse(
     launches: bool = True,
     width: Usable = USABLE,
     runs_folder: Path | None = None,
+    extension: str = "",
 ) -> str:
     """Write the figures and the robustness table of a sweep into ``out``; return what to print.
 
@@ -50,8 +52,9 @@ def analyse(
     (``sweeps=NAME``); ``launches`` is false for a table that is no sweep of ours. ``compare``: two
     methods to say all differences of. ``final``: which number of a run is its final metric.
     ``notes``: sentences to begin with. ``width``: what a usable learning rate may lose.
-    ``runs_folder``: the run store, which the page links to. Raises ConfigError for an unknown
-    figure, a table of runs that cannot be read as curves, or a folder that cannot be written.
+    ``runs_folder``: the run store, which the page links to. ``extension``: as for
+    ``certificate``. Raises ConfigError for an unknown figure, a table of runs that cannot be read
+    as curves, or a folder that cannot be written.
     """
     chosen = list(figures) or ["lr_sensitivity"]
     for figure in chosen:
@@ -75,7 +78,8 @@ def analyse(
     for each in drawn:
         for file, content in each.files.items():
             _write(out / file, content)
-    certified, defined = certificate(study.curves), _definitions(study.curves, final, width)
+    certified = certificate(study.curves, extension)
+    defined = _definitions(study.curves, final, width)
     resolved = _resolved(study, width)
     words = {"Coverage": parts[0], "Certificate": "\n\n".join([certified, *resolved])}
     words["Definitions"] = defined
@@ -109,7 +113,8 @@ def _resolved(study: Study, width: Usable) -> list[str]:
 
 def coverage(study: Study, launch: str) -> str:
     """How many runs are done, where the holes are, and the command that fills them."""
-    runs, total = study.runs, len(study.runs)
+    drawn = is_certified(study.runs)
+    runs, total = study.runs.loc[~drawn], int((~drawn).sum())
     if not total:
         return f"{study.name}: the sweep has no runs."
     counts = runs["outcome"].value_counts()
@@ -121,7 +126,7 @@ def coverage(study: Study, launch: str) -> str:
     ]
     head = (
         f"{study.name}: {done} of {total} runs done ({diverged} of them diverged), "
-        f"{', '.join(unfinished)}."
+        f"{', '.join(unfinished)}{f', {drawn.sum()} certified' if drawn.any() else ''}."
     )
     lines = [head, *_failures(runs), *_non_finite(runs)]
     holes = [_holes(curve) for curve in study.curves if not curve.done[curve.run != ""].all()]
@@ -130,12 +135,20 @@ def coverage(study: Study, launch: str) -> str:
     return "\n".join(lines)
 
 
-def certificate(curves: Sequence[Curve]) -> str:
-    """Whether each optimum is certainly inside its grid, and what cuts a usable width."""
+def certificate(curves: Sequence[Curve], extension: str = "") -> str:
+    """Whether each optimum is certainly inside its grid, and what cuts a usable width.
+
+    ``extension``: what to say, where something is cut, of how the grids grow.
+    """
     optima = [(curve, best(curve)) for curve in curves]
     inside = sum(optimum is not None and optimum.where == "interior" for _, optimum in optima)
     head = f"The best learning rate is inside the grid for {inside} of {len(curves)} curves."
-    lines = [f"  {c.label}: {_warning(c, o)}" for c, o in optima if _warning(c, o)]
+    lines, certificates = [], [certify(curve) for curve in curves]
+    for (curve, optimum), found in zip(optima, certificates, strict=True):
+        words = _warning(curve, optimum) or "".join(f"{each}. " for each in found.sentences)
+        lines += [f"  {curve.label}: {words.strip()}"] if words else []
+    cut = [found for found in certificates if found.left_censored or found.right_censored]
+    lines += [extension] if cut and extension else []
     return "\n".join([head, *(_wrapped(line) for line in lines)])
 
 

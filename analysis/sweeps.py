@@ -9,6 +9,8 @@ import pandas as pd
 
 from optlab.config import Settings
 from optlab.errors import ConfigError
+from optlab.extension import path_of
+from optlab.extension import read as read_extension
 from optlab.store import RunStore
 from optlab.sweep import Sweep
 
@@ -56,6 +58,7 @@ def analyse_sweep(
         final=outcomes.final(final),
         width=usable(width),
         notes=notes,
+        extension=_extension(sweep, store),
     )
 
 
@@ -121,6 +124,15 @@ def analyse_wandb(
         width=usable(width),
         notes=found.notes,
     )
+
+
+def _extension(sweep: Sweep, store: RunStore) -> str:
+    """How the grids of a sweep have grown, and what lets them grow further."""
+    if not sweep.file:
+        return ""
+    past = read_extension(path_of(store.root, sweep.file)).rounds
+    spent = f"after {len(past)} rounds of extension" if past else "and the grids were not extended"
+    return f"That is so {spent}; to go on: python -m optlab extend {sweep.file} --rounds 1"
 
 
 def settings(sweep: Sweep) -> Sequence[str]:

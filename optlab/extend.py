@@ -134,7 +134,7 @@ def decide(points: Points, guard: int, per_decade: int) -> Decision:
     diverges. Where nothing was learned, all learning rates were too large, and only smaller ones
     are wanted.
     """
-    if not all(points.done):
+    if not points.lr or not all(points.done):
         return Decision()
     best = _best(points)
     if best is None:

@@ -139,8 +139,8 @@ def without_lr(point: Mapping[str, Any]) -> dict[str, Any]:
 class CurveIds:
     """``curve_id`` of many points, each curve composed once."""
 
-    def __init__(self) -> None:
-        self._composer = Composer()
+    def __init__(self, composer: Composer) -> None:
+        self._composer = composer
         self._known: dict[str, str] = {}
 
     def __call__(self, point: Mapping[str, Any]) -> str:

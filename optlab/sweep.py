@@ -98,28 +98,30 @@ def load(name: str, overrides: Sequence[str] = ()) -> Sweep:
     blocks = _changed(declared.blocks, changes, f"sweeps/{name}.yaml")
     command = shlex.join([f"sweeps={name}", *overrides])
 
-    added, certified = _extension(name, blocks, changes, outside)
+    composer = Composer()
+    added, certified = _extension(name, blocks, changes, outside, composer)
     where, figures = f"sweeps/{name}.yaml", declared.figures
     all_blocks, outside = [*blocks, *added], {_GPU_HOURS: declared.budget, **outside}
-    sweep = _compose(_suffixed(name, changes), command, where, all_blocks, figures, outside)
+    suffixed = _suffixed(name, changes)
+    sweep = _compose(suffixed, command, where, all_blocks, figures, outside, composer)
     if LR in changes:
         return sweep
     sweep = replace(sweep, file=name, extend=declared.extend)
-    return _with_certified(sweep, certified, sum(len(_product(block)) for block in added))
+    return _with_certified(sweep, composer, certified, sum(len(_product(block)) for block in added))
 
 
 def _extension(
-    name: str, blocks: list[Axes], changes: Axes, outside: Point
+    name: str, blocks: list[Axes], changes: Axes, outside: Point, composer: Composer
 ) -> tuple[list[Axes], list[Point]]:
     """Blocks of what the sweep was extended by, and the points that are certified.
 
     Of its own curves: what was added to others, under other overrides, is not this sweep's.
     """
-    _, settings = Composer().run({k: v for k, v in outside.items() if k != _GPU_HOURS})
+    _, settings = composer.run({k: v for k, v in outside.items() if k != _GPU_HOURS})
     extension = extensions.read(extensions.path_of(settings.runtime.runs_folder, name))
     if not extension.rounds or LR in changes:
         return [], []
-    curve_id = CurveIds()
+    curve_id = CurveIds(composer)
     added: list[Axes] = []
     certified: list[Point] = []
     for block in [block for block in blocks if LR in block]:
@@ -138,9 +140,8 @@ def _without_resources(point: Point) -> Point:
     return {key: value for key, value in point.items() if key != _RESOURCES}
 
 
-def _with_certified(sweep: Sweep, points: list[Point], added: int) -> Sweep:
+def _with_certified(sweep: Sweep, composer: Composer, points: list[Point], added: int) -> Sweep:
     """The sweep with its certified runs, and notes on what was not declared."""
-    composer = Composer()
     certified: dict[str, tuple[Point, Certified]] = {}
     for point in points:
         by = point.pop(_BY)
@@ -170,6 +171,7 @@ def ad_hoc(overrides: Sequence[str]) -> Sweep:
         [changes],
         ("lr_sensitivity",),
         outside,
+        Composer(),
     )
 
 
@@ -400,10 +402,10 @@ def _compose(
     blocks: list[Axes],
     figures: tuple[str, ...],
     outside: Point,
+    composer: Composer,
 ) -> Sweep:
     points = [point for block in blocks for point in _product(block)]
     budget = _gpu_hours(outside.pop(_GPU_HOURS, None), "The command line")
-    composer = Composer()
     problems: Counter[str] = Counter()
     twins: Counter[tuple[str, str]] = Counter()
     runs: dict[str, tuple[Run, Point, Settings, Request]] = {}

@@ -10,7 +10,7 @@ from itertools import combinations
 from statistics import fmean
 
 from ..certify import contradict, why_not, why_not_any
-from ..config import Run
+from ..config import Composer, Run
 from ..errors import ConfigError
 from ..extend import Decision, Extend, Points, account, decide, plan_round, refinement, spacing
 from ..extension import (
@@ -127,7 +127,7 @@ class Proposal:
 
 def curves_of(sweep: Sweep, store: RunStore, extension: Extension) -> list[Grown]:
     """The curves of a sweep whose learning rate is an axis, by method and setting."""
-    curve_id = CurveIds()
+    curve_id = CurveIds(Composer())
     found: dict[str, dict[tuple[float, int], Run]] = {}
     at: dict[str, Point] = {}
     for run, point in zip(sweep.runs, sweep.points, strict=True):
@@ -145,7 +145,9 @@ def curves_of(sweep: Sweep, store: RunStore, extension: Extension) -> list[Grown
             runs=runs,
             results={run.id: result for run in runs.values() if (result := store.result(run.id))},
         )
-        for of_curve, runs in sorted(found.items(), key=lambda item: repr(at[item[0]]))
+        for of_curve, runs in sorted(
+            found.items(), key=lambda item: repr(sorted(at[item[0]].items(), key=repr))
+        )
     ]
 
 
@@ -155,12 +157,13 @@ def propose(
     *,
     rounds: int | None = None,
     since: Extension | None = None,
-    room: float = math.inf,
+    room: float | None = None,
 ) -> Proposal:
     """The next round of extension of a sweep, from its results as they stand; changes nothing.
 
     ``rounds``: that a curve may have, beyond those of ``since`` where that is given; by default
-    what the sweep declares. ``room``: seconds of training that may be spent.
+    what the sweep declares. ``room``: seconds of training that may be spent; by default what its
+    budget leaves.
     """
     settings = sweep.extend or Extend()
     extension = remembered(sweep, store)
@@ -175,7 +178,11 @@ def propose(
         key: extension.spent(key) - (since.spent(key) if since is not None else 0) for key in curves
     }
     plan = plan_round(
-        decisions, spent, allowed, cost=lambda key: _seconds(curves[key], store), room=room
+        decisions,
+        spent,
+        allowed,
+        cost=lambda key: _seconds(curves[key], store),
+        room=_room(sweep, store) if room is None else room,
     )
     wanted = {each.curve: each.lr for each in plan}
     costs = {key: len(lr) * _seconds(curves[key], store) for key, lr in wanted.items()}
@@ -271,11 +278,19 @@ def remembered(sweep: Sweep, store: RunStore) -> Extension:
 
 def _added(sweep: Sweep, added: Round) -> Iterator[Run]:
     """The runs of a sweep that a round has added."""
-    curve_id = CurveIds()
+    curve_id = CurveIds(Composer())
     lr = {each.curve: each.lr for each in added.additions}
     for run, point in zip(sweep.runs, sweep.points, strict=True):
         if LR in point and run.lr in lr.get(curve_id(point), ()):
             yield run
+
+
+def _room(sweep: Sweep, store: RunStore) -> float:
+    """Seconds of training that the sweep's budget leaves."""
+    if sweep.budget is None:
+        return math.inf
+    last = [records[-1]["seconds"] for run in sweep.runs if (records := store.records(run.id))]
+    return max(0.0, sweep.budget * 3600 - sum(last))
 
 
 def _seconds(curve: Grown, store: RunStore) -> float:
