@@ -8,10 +8,11 @@ as none. Runs that are not done are read every time.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import json
 import os
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,11 @@ import numpy as np
 import pandas as pd
 
 from optlab.config import Run
-from optlab.store import DONE, RECORD_COLUMNS, RUN_COLUMNS, RunStore
+from optlab.store import DONE, RECORD_COLUMNS, RUN_COLUMNS, RunStore, write_bytes
 
 FILES = ("result.json", "records.jsonl")
 VERSION = 1
+DIGEST = 32  # bytes of SHA-256 before the rest
 SETTLED = 2.0  # seconds; a younger file could change again without a change of its time
 SHOWN = 5  # runs that a note names
 
@@ -148,14 +150,17 @@ def _notes(damaged: Sequence[str]) -> list[str]:
 def _load(path: Path) -> dict[str, Known]:
     """What the cache holds; nothing where it is absent, damaged or of another make."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            head = json.loads(file["head"].tobytes())
-            if head["make"] != _make():
-                return {}
-            whole, real = file["whole"], file["real"]
-        return dict(_entries(head["runs"], whole, real))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile):
+        content = path.read_bytes()
+    except OSError:
         return {}
+    digest, body = content[:DIGEST], content[DIGEST:]
+    if hashlib.sha256(body).digest() != digest:  # nothing damaged reaches numpy
+        return {}
+    with np.load(io.BytesIO(body), allow_pickle=False) as file:
+        head = json.loads(file["head"].tobytes())
+        if head["make"] != _make():
+            return {}
+        return dict(_entries(head["runs"], file["whole"], file["real"]))
 
 
 def _entries(
@@ -167,8 +172,6 @@ def _entries(
         for name, kind in run["columns"]:
             values = whole if kind == "whole" else real
             end = at[kind] + run["length"]
-            if end > len(values):
-                raise ValueError("the cache is shorter than it says")
             records[name] = values[at[kind] : end]
             at[kind] = end
         found.append((run["key"], Known(run["identity"], run["row"], records)))
@@ -196,20 +199,16 @@ def _save(path: Path, runs: Mapping[str, Known]) -> None:
             }
         )
     head = json.dumps({"make": _make(), "runs": entries}).encode()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    body = io.BytesIO()
+    np.savez(
+        body,
+        head=np.frombuffer(head, np.uint8),
+        whole=np.concatenate([np.zeros(0, np.int64), *values["whole"]]),
+        real=np.concatenate([np.zeros(0), *values["real"]]),
+    )
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                np.savez(
-                    file,
-                    head=np.frombuffer(head, np.uint8),
-                    whole=np.concatenate([np.zeros(0, np.int64), *values["whole"]]),
-                    real=np.concatenate([np.zeros(0), *values["real"]]),
-                )
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_bytes(path, hashlib.sha256(body.getbuffer()).digest() + body.getvalue())
 
 
 def _make() -> list[Any]:

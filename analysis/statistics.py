@@ -401,8 +401,9 @@ def _resolved(c: Comparison) -> str:
     )
     word = "larger" if positive else "smaller"
     if math.isinf(high):
+        least = _number(_rounded_down(low), c.unit)
         return (
-            f"{c.a}'s {c.name} is at least {_number(low, c.unit)} {word} than {c.b}'s "
+            f"{c.a}'s {c.name} is at least {least} {word} than {c.b}'s "
             f"({_percent(c.level)} confidence, {_evidence(c)}; {_open(c)})."
         )
     return (
@@ -461,6 +462,12 @@ def _plain(value: float) -> str:
     if math.isinf(value):
         return "unbounded"
     return f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
+
+
+def _rounded_down(value: float) -> float:
+    """To two significant digits, since 'at least' must hold as printed."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.floor(value / unit) * unit
 
 
 def _percent(level: float) -> str:
