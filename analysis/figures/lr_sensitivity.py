@@ -21,6 +21,7 @@ from ..layout import (
     GREY,
     WIDTH,
     CannotDraw,
+    certified,
     legend_beside,
     loss_name,
     lr_axis,
@@ -39,6 +40,8 @@ POINTING = {"left": "<", "right": ">", "both": "d"}
 ENDS = {"crossing": "|", "ceiling": "|", "hole": "$?$"}  # of a usable width; an edge is an arrow
 MANY, TOGETHER, MOST = 12, 6, 60  # lines in one panel, settings in a method's panel, panels
 
+CERTIFIED = {"color": "white", "markersize": 3.0, "markeredgewidth": 0.0}
+
 Look = tuple[Curve, Style]
 
 
@@ -49,11 +52,14 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     drawn as small multiples, each panel over the other lines in grey, the usable ones shaded.
     """
     looks = styles((curve.method, curve.setting) for curve in study.curves)
+    repeats = certified(study.runs)
     drawn = list(zip(study.curves, looks, strict=True))
     if not drawn:
         raise CannotDraw("the sweep has no runs, so there is nothing to draw")
     figure = _one_panel(study, drawn) if len(drawn) <= MANY else _small_multiples(study, drawn)
-    return figure, _table(study.curves)
+    return figure, _table(study.curves).assign(
+        seeds_certified=np.concatenate([_n_certified(curve, repeats) for curve in study.curves])
+    )
 
 
 def _one_panel(study: Study, drawn: Sequence[Look]) -> Figure:
@@ -62,7 +68,7 @@ def _one_panel(study: Study, drawn: Sequence[Look]) -> Figure:
     axes, below = figure.subplots(
         2, 1, sharex=True, height_ratios=[3.0, strip], gridspec_kw={"hspace": 0.04}
     )
-    unstable = _draw_lines(figure, axes, drawn)
+    unstable = _draw_lines(figure, axes, drawn, certified(study.runs))
     _scale(axes, study.curves)
     axes.set_ylabel(loss_name(study.curves))
     axes.set_title(study.name, pad=FIRST_ROW + 3 + ROW * unstable)
@@ -73,7 +79,7 @@ def _one_panel(study: Study, drawn: Sequence[Look]) -> Figure:
         Line2D([], [], color=s.colour, linestyle=s.dash, marker=s.marker, label=c.label)
         for c, s in drawn
     ]
-    legend_beside(axes, [*handles, *_keys(study.curves), *_width_key(study.curves)])
+    legend_beside(axes, [*handles, *_keys(study), *_width_key(study.curves)])
     return figure
 
 
@@ -94,7 +100,7 @@ def _small_multiples(study: Study, drawn: Sequence[Look]) -> Figure:
     backdrop = [np.column_stack([curve.lr, _shown(curve)]) for curve, _ in drawn]
     for axes, group in zip(grid.axes, groups, strict=True):
         axes.add_collection(LineCollection(backdrop, colors="0.85", linewidths=0.5, zorder=0))
-        unstable = _draw_lines(grid.figure, axes, group)
+        unstable = _draw_lines(grid.figure, axes, group, certified(study.runs))
         if len(group) == 1:
             _shade_usable(axes, *group[0])
         title = group[0][0].label if len(group) == 1 else _method_label(group)
@@ -109,14 +115,15 @@ def _small_multiples(study: Study, drawn: Sequence[Look]) -> Figure:
     grid.title(study.name, above=0.42)
     grid.x_label("learning rate")
     grid.y_label(loss_name(study.curves))
-    grid.legend([*_keys(study.curves), *_width_key(study.curves)])
+    grid.legend([*_keys(study), *_width_key(study.curves)])
     return grid.figure
 
 
-def _draw_lines(figure: Figure, axes: Axes, drawn: Sequence[Look]) -> int:
+def _draw_lines(figure: Figure, axes: Axes, drawn: Sequence[Look], repeats: set[str]) -> int:
     """Lines, ceilings and rows of crosses of one panel; how many rows there are."""
     for curve, look in drawn:
         _draw_curve(figure, axes, curve, look)
+        _mark_certified(axes, curve, repeats)
     _draw_ceiling(axes, [curve for curve, _ in drawn])
     unstable = [look for look in drawn if look[0].diverged.any()]
     for row, (curve, look) in enumerate(reversed(unstable)):
@@ -144,6 +151,18 @@ def _draw_curve(figure: Figure, axes: Axes, curve: Curve, look: Style) -> None:
     _draw_edge_optimum(figure, axes, curve, look)
     for i in np.flatnonzero(curve.n > 0):
         note(axes, lr[i], min(curve.mean[i], curve.ceiling), _point_text(curve, int(i)))
+
+
+def _mark_certified(axes: Axes, curve: Curve, repeats: set[str]) -> None:
+    """A white dot in the marker of a point that was not trained, as it would repeat another."""
+    shown = (_n_certified(curve, repeats) > 0) & ~_all_diverged(curve)
+    if shown.any():
+        axes.plot(curve.lr[shown], curve.mean[shown], ".", **CERTIFIED, clip_on=False, zorder=6)
+
+
+def _n_certified(curve: Curve, repeats: set[str]) -> np.ndarray:
+    """(n,) Number of seeds whose run was not trained."""
+    return np.array([sum(run in repeats for run in row) for row in curve.run])
 
 
 def _point_text(curve: Curve, i: int) -> str:
@@ -276,8 +295,9 @@ def _scale(axes: Axes, curves: Sequence[Curve]) -> None:
         axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", color=GREY)
 
 
-def _keys(curves: Sequence[Curve]) -> list[Line2D | Patch]:
+def _keys(study: Study) -> list[Line2D | Patch]:
     """The marks that this figure really uses."""
+    curves = study.curves
     every = any(_all_diverged(curve).any() for curve in curves)
     some = any(((c.n_diverged > 0) & ~_all_diverged(c)).any() for c in curves)
     optima = [best(curve) for curve in curves]
@@ -290,6 +310,7 @@ def _keys(curves: Sequence[Curve]) -> list[Line2D | Patch]:
         (some, _key("some seeds diverged", "x", weight=SOME)),
         (any(_partial(curve).any() for curve in curves), _key("seeds missing", "o", face="white")),
         (at_edge, _key("best at the grid's edge", ">")),
+        (bool(certified(study.runs)), _certified_key()),
     ]
     return [key for used, key in keys if used]
 
@@ -312,6 +333,12 @@ def _key(label: str, marker: str, *, weight: float = 0.8, face: str = GREY) -> L
         markerfacecolor=face,
         label=label,
     )
+
+
+def _certified_key() -> Line2D:
+    key = _key("certified: repeats a smaller lr", "o")
+    key.set(markerfacecolor="white", markeredgewidth=1.5, markersize=4)
+    return key
 
 
 def _method_label(group: Sequence[Look]) -> str:
