@@ -48,8 +48,9 @@ Look = tuple[Curve, Style]
 def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     """Seed means with their range; crosses above the ceiling mark what diverged.
 
-    Up to ``MANY`` lines share one panel, with the usable learning rates of each below it; more are
-    drawn as small multiples, each panel over the other lines in grey, the usable ones shaded.
+    Up to a dozen lines share one panel, with the usable learning rates of each in the bars below
+    (an arrow: the grid's edge cuts them, a question mark: a hole does); more lines are drawn as
+    small multiples, each over the others in grey, the usable learning rates shaded.
     """
     looks = styles((curve.method, curve.setting) for curve in study.curves)
     repeats = certified(study.runs)
