@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -168,6 +169,13 @@ def note(axes: Axes, x: float, y: float, text: str, *, transform: object = "data
     ``transform``: the coordinate system of x and y, as in ``Axes.annotate``.
     """
     axes.annotate(text, (x, y), xycoords=transform, visible=False)  # pyright: ignore[reportArgumentType]
+
+
+def certified(runs: pd.DataFrame) -> set[str]:
+    """Ids of the runs that were not trained, as they would repeat another one bit by bit."""
+    if "certified_by" not in runs:
+        return set()
+    return set(runs.loc[runs["certified_by"].fillna("") != "", "run"])
 
 
 def unit_of(curves: Sequence[Curve]) -> str:

@@ -151,6 +151,7 @@ def _runs(study: Study, out: Path, folder: Path | None) -> Iterator[dict[str, An
             "seed": row["seed"],
             "outcome": state,
             "at_chance": state == "finished" and row["at_chance"] is True,
+            "certified_by": row.get("certified_by") or "",
             "cause": row["cause"] if isinstance(row["cause"], str) else "",
             "step": _number(row.get("step")),
             "loss": _number(row["final_loss"]),

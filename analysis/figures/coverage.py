@@ -15,7 +15,7 @@ from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 
 from ..curves import Curve, Study, is_diverged
-from ..layout import WIDTH, CannotDraw, lr_columns, note
+from ..layout import WIDTH, CannotDraw, certified, lr_columns, note
 from ..tables import lr_text
 
 # face, hatch: dark where there is a result, light and hatched where there is none
@@ -73,8 +73,7 @@ def _states(runs: pd.DataFrame) -> dict[str, str]:
     state = runs["outcome"].mask(is_diverged(runs), "diverged")
     at_chance = (state == "finished") & runs["at_chance"].isin([True])
     state = state.mask(at_chance, "at chance")
-    if "certified_by" in runs:
-        state = state.mask(runs["certified_by"].fillna("") != "", "certified")
+    state = state.mask(runs["run"].isin(certified(runs)), "certified")
     return dict(zip(runs["run"], state, strict=True))
 
 

@@ -26,7 +26,7 @@ Line = tuple[pd.DataFrame, Style]
 def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     """Seed means with their range, at the steps that every finished seed has evaluated.
 
-    More than ``MANY`` lines are drawn in a panel each, over the others in grey.
+    More than a dozen lines or so are drawn in a panel each, over the others in grey.
     """
     looks = styles((curve.method, curve.setting) for curve in study.curves)
     traced = [

@@ -15,12 +15,14 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 from matplotlib.transforms import offset_copy
 
+from ..compared import USABLE
 from ..curves import Curve, Study
 from ..layout import (
     CEILING,
     GREY,
     WIDTH,
     CannotDraw,
+    certified,
     legend_beside,
     loss_name,
     lr_axis,
@@ -31,7 +33,7 @@ from ..layout import (
 )
 from ..robustness import Side, best, usable_width
 from ..style import Style, styles
-from ..tables import WIDTH_Q, lr_text
+from ..tables import lr_text
 
 FIRST_ROW, ROW = 7.0, 5.0  # points from the ceiling to the marks of divergence, row to row
 EVERY, SOME = 1.4, 0.5  # stroke widths of a cross, in points
@@ -39,21 +41,27 @@ POINTING = {"left": "<", "right": ">", "both": "d"}
 ENDS = {"crossing": "|", "ceiling": "|", "hole": "$?$"}  # of a usable width; an edge is an arrow
 MANY, TOGETHER, MOST = 12, 6, 60  # lines in one panel, settings in a method's panel, panels
 
+CERTIFIED = {"color": "white", "markersize": 3.0, "markeredgewidth": 0.0}
+
 Look = tuple[Curve, Style]
 
 
 def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     """Seed means with their range; crosses above the ceiling mark what diverged.
 
-    Up to ``MANY`` lines share one panel, with the usable learning rates of each below it; more are
-    drawn as small multiples, each panel over the other lines in grey, the usable ones shaded.
+    Up to a dozen lines share one panel, with the usable learning rates of each in the bars below
+    (an arrow: the grid's edge cuts them, a question mark: a hole does); more lines are drawn as
+    small multiples, each over the others in grey, the usable learning rates shaded.
     """
     looks = styles((curve.method, curve.setting) for curve in study.curves)
+    repeats = certified(study.runs)
     drawn = list(zip(study.curves, looks, strict=True))
     if not drawn:
         raise CannotDraw("the sweep has no runs, so there is nothing to draw")
     figure = _one_panel(study, drawn) if len(drawn) <= MANY else _small_multiples(study, drawn)
-    return figure, _table(study.curves)
+    return figure, _table(study.curves).assign(
+        seeds_certified=np.concatenate([_n_certified(curve, repeats) for curve in study.curves])
+    )
 
 
 def _one_panel(study: Study, drawn: Sequence[Look]) -> Figure:
@@ -62,7 +70,7 @@ def _one_panel(study: Study, drawn: Sequence[Look]) -> Figure:
     axes, below = figure.subplots(
         2, 1, sharex=True, height_ratios=[3.0, strip], gridspec_kw={"hspace": 0.04}
     )
-    unstable = _draw_lines(figure, axes, drawn)
+    unstable = _draw_lines(figure, axes, drawn, certified(study.runs))
     _scale(axes, study.curves)
     axes.set_ylabel(loss_name(study.curves))
     axes.set_title(study.name, pad=FIRST_ROW + 3 + ROW * unstable)
@@ -73,7 +81,7 @@ def _one_panel(study: Study, drawn: Sequence[Look]) -> Figure:
         Line2D([], [], color=s.colour, linestyle=s.dash, marker=s.marker, label=c.label)
         for c, s in drawn
     ]
-    legend_beside(axes, [*handles, *_keys(study.curves), *_width_key(study.curves)])
+    legend_beside(axes, [*handles, *_keys(study), *_width_key(study.curves)])
     return figure
 
 
@@ -94,7 +102,7 @@ def _small_multiples(study: Study, drawn: Sequence[Look]) -> Figure:
     backdrop = [np.column_stack([curve.lr, _shown(curve)]) for curve, _ in drawn]
     for axes, group in zip(grid.axes, groups, strict=True):
         axes.add_collection(LineCollection(backdrop, colors="0.85", linewidths=0.5, zorder=0))
-        unstable = _draw_lines(grid.figure, axes, group)
+        unstable = _draw_lines(grid.figure, axes, group, certified(study.runs))
         if len(group) == 1:
             _shade_usable(axes, *group[0])
         title = group[0][0].label if len(group) == 1 else _method_label(group)
@@ -109,14 +117,15 @@ def _small_multiples(study: Study, drawn: Sequence[Look]) -> Figure:
     grid.title(study.name, above=0.42)
     grid.x_label("learning rate")
     grid.y_label(loss_name(study.curves))
-    grid.legend([*_keys(study.curves), *_width_key(study.curves)])
+    grid.legend([*_keys(study), *_width_key(study.curves)])
     return grid.figure
 
 
-def _draw_lines(figure: Figure, axes: Axes, drawn: Sequence[Look]) -> int:
+def _draw_lines(figure: Figure, axes: Axes, drawn: Sequence[Look], repeats: set[str]) -> int:
     """Lines, ceilings and rows of crosses of one panel; how many rows there are."""
     for curve, look in drawn:
         _draw_curve(figure, axes, curve, look)
+        _mark_certified(axes, curve, repeats)
     _draw_ceiling(axes, [curve for curve, _ in drawn])
     unstable = [look for look in drawn if look[0].diverged.any()]
     for row, (curve, look) in enumerate(reversed(unstable)):
@@ -144,6 +153,18 @@ def _draw_curve(figure: Figure, axes: Axes, curve: Curve, look: Style) -> None:
     _draw_edge_optimum(figure, axes, curve, look)
     for i in np.flatnonzero(curve.n > 0):
         note(axes, lr[i], min(curve.mean[i], curve.ceiling), _point_text(curve, int(i)))
+
+
+def _mark_certified(axes: Axes, curve: Curve, repeats: set[str]) -> None:
+    """A white dot in the marker of a point that was not trained, as it would repeat another."""
+    shown = (_n_certified(curve, repeats) > 0) & ~_all_diverged(curve)
+    if shown.any():
+        axes.plot(curve.lr[shown], curve.mean[shown], ".", **CERTIFIED, clip_on=False, zorder=6)
+
+
+def _n_certified(curve: Curve, repeats: set[str]) -> np.ndarray:
+    """(n,) Number of seeds whose run was not trained."""
+    return np.array([sum(run in repeats for run in row) for row in curve.run])
 
 
 def _point_text(curve: Curve, i: int) -> str:
@@ -223,7 +244,7 @@ def _draw_diverged(figure: Figure, axes: Axes, curve: Curve, look: Style, row: i
 def _draw_usable(axes: Axes, drawn: Sequence[Look]) -> None:
     """A bar per line, in the order of the legend: the learning rates close to its best loss."""
     for row, (curve, look) in enumerate(drawn):
-        width, optimum = usable_width(curve, WIDTH_Q), best(curve)
+        width, optimum = usable_width(curve, USABLE.q), best(curve)
         if width is None or optimum is None:
             continue
         ends = [width.left.lr, width.right.lr]
@@ -259,7 +280,7 @@ def _draw_end(axes: Axes, side: Side, row: int, look: Style, arrow: str) -> None
 
 
 def _shade_usable(axes: Axes, curve: Curve, look: Style) -> None:
-    width = usable_width(curve, WIDTH_Q)
+    width = usable_width(curve, USABLE.q)
     if width is not None:
         axes.axvspan(width.left.lr, width.right.lr, color=look.colour, alpha=0.13, linewidth=0)
 
@@ -276,8 +297,9 @@ def _scale(axes: Axes, curves: Sequence[Curve]) -> None:
         axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", color=GREY)
 
 
-def _keys(curves: Sequence[Curve]) -> list[Line2D | Patch]:
+def _keys(study: Study) -> list[Line2D | Patch]:
     """The marks that this figure really uses."""
+    curves = study.curves
     every = any(_all_diverged(curve).any() for curve in curves)
     some = any(((c.n_diverged > 0) & ~_all_diverged(c)).any() for c in curves)
     optima = [best(curve) for curve in curves]
@@ -290,14 +312,15 @@ def _keys(curves: Sequence[Curve]) -> list[Line2D | Patch]:
         (some, _key("some seeds diverged", "x", weight=SOME)),
         (any(_partial(curve).any() for curve in curves), _key("seeds missing", "o", face="white")),
         (at_edge, _key("best at the grid's edge", ">")),
+        (bool(certified(study.runs)), _certified_key()),
     ]
     return [key for used, key in keys if used]
 
 
 def _width_key(curves: Sequence[Curve]) -> list[Line2D]:
-    if not any(usable_width(curve, WIDTH_Q) for curve in curves):
+    if not any(usable_width(curve, USABLE.q) for curve in curves):
         return []
-    label = f"usable: within {WIDTH_Q:.0%} of the drop"
+    label = f"usable: within {USABLE.q:.0%} of the drop"
     return [Line2D([], [], color=GREY, linewidth=2.6, alpha=0.45, label=label)]
 
 
@@ -312,6 +335,12 @@ def _key(label: str, marker: str, *, weight: float = 0.8, face: str = GREY) -> L
         markerfacecolor=face,
         label=label,
     )
+
+
+def _certified_key() -> Line2D:
+    key = _key("certified: repeats a smaller lr", "o")
+    key.set(markerfacecolor="white", markeredgewidth=1.5, markersize=4)
+    return key
 
 
 def _method_label(group: Sequence[Look]) -> str:
@@ -350,7 +379,7 @@ def _table(curves: Sequence[Curve]) -> pd.DataFrame:
 
 
 def _points(curve: Curve) -> pd.DataFrame:
-    optimum, width = best(curve), usable_width(curve, WIDTH_Q)
+    optimum, width = best(curve), usable_width(curve, USABLE.q)
     at_best = np.zeros(len(curve.lr), bool)
     if optimum:
         at_best[optimum.index] = True

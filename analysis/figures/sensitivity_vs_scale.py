@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from ..compared import USABLE
 from ..curves import Study
 from ..layout import GREY, CannotDraw, note, panels, unit_of
 from ..robustness import Measure, best_lr, sensitivity, usable_width, width
 from ..slices import Slice, slices
 from ..statistics import Interval, interval
 from ..style import Style, styles
-from ..tables import WIDTH_Q
 
 MOST = 4  # axes in one figure
 COLUMNS = [
@@ -43,7 +43,7 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
         )
     axes = [key for key in axes if not _is_optimizers(key)] or axes
     axes = axes[:MOST]
-    measures = (sensitivity(), width(WIDTH_Q), best_lr())
+    measures = (sensitivity(), width(USABLE.q), best_lr())
     grid = panels(len(axes) * len(measures), columns=3, width=1.75, height=1.5, gap=(0.62, 0.62))
     looks, rows = _looks(found), []
     for i, key in enumerate(axes):
@@ -95,7 +95,7 @@ def _is_whole(each: Slice, i: int, measure: Measure) -> bool:
     """Whether neither the grid's edge nor a hole cuts the number."""
     curve = each.curves[i]
     if measure.unit == "decades":
-        found = usable_width(curve, WIDTH_Q)
+        found = usable_width(curve, USABLE.q)
         return found is not None and not found.censored
     metric = measure(curve)
     return metric.censoring not in ("left", "right", "both", "hole")
@@ -131,7 +131,7 @@ def _frame(axes: Axes, family: Sequence[Slice], measure: Measure) -> None:
     else:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.set_xlabel(family[0].key, fontsize=7.5)
-    name = {"lr": "best learning rate", "decades": f"usable width at {WIDTH_Q:.0%} (decades)"}
+    name = {"lr": "best learning rate", "decades": f"usable width at {USABLE.q:.0%} (decades)"}
     axes.set_title(
         name.get(measure.unit, f"{measure.name} ({unit_of(family[0].curves)})"), fontsize=7.5
     )

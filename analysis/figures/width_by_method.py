@@ -10,12 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..compared import USABLE
 from ..curves import Curve, Study
 from ..layout import GREY, CannotDraw, note, panels
 from ..robustness import usable_width, width
 from ..statistics import Interval, interval
 from ..style import Style, styles
-from ..tables import WIDTH_Q, width_text
+from ..tables import width_text
 
 MOST = 120  # rows
 COLUMNS = [
@@ -35,7 +36,7 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
         raise CannotDraw("the sweep has no runs, so there is nothing to draw")
     if len(curves) > MOST:
         raise CannotDraw(f"its {len(curves)} rows fit no page; robustness.csv holds them")
-    measure = width(WIDTH_Q)
+    measure = width(USABLE.q)
     found = [interval(curve, measure) for curve in curves]
     looks = styles((curve.method, curve.setting) for curve in curves)
     grid = panels(1, columns=1, width=3.6, height=0.16 + 0.2 * len(curves))
@@ -100,7 +101,7 @@ def _draw_row(
 
 def _is_open(curve: Curve, estimate: Interval) -> bool:
     """Whether the true width may be any larger; with one seed, as the grid alone says."""
-    found = usable_width(curve, WIDTH_Q)
+    found = usable_width(curve, USABLE.q)
     cut = found is not None and found.censored
     return math.isinf(estimate.high) or (cut and math.isnan(estimate.high))
 
@@ -111,7 +112,7 @@ def _words(curve: Curve, estimate: Interval) -> str:
         return "no results yet"
     if not math.isfinite(estimate.value):
         return "nothing learned"
-    text = width_text(usable_width(curve, WIDTH_Q)).replace(">=", "≥")
+    text = width_text(usable_width(curve, USABLE.q)).replace(">=", "≥")
     if math.isnan(estimate.low):
         return f"{text}, 1 seed"
     high = "∞" if math.isinf(estimate.high) else f"{estimate.high:.2f}"
@@ -127,7 +128,7 @@ def _frame(axes: Axes, study: Study, end: float) -> None:
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color="0.9", linewidth=0.5)
     axes.set_axisbelow(True)
-    axes.set_xlabel(f"usable width (decades of learning rate, within {WIDTH_Q:.0%} of the drop)")
+    axes.set_xlabel(f"usable width (decades of learning rate, within {USABLE.q:.0%} of the drop)")
     axes.set_title(study.name)
 
 
@@ -145,7 +146,7 @@ def _handles(found: list[Interval]) -> list[Line2D]:
 
 
 def _row(curve: Curve, estimate: Interval) -> dict[str, object]:
-    found = usable_width(curve, WIDTH_Q)
+    found = usable_width(curve, USABLE.q)
     return {
         "method": curve.method,
         "setting": curve.setting,

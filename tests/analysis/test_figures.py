@@ -18,6 +18,7 @@ from analysis import figures
 from analysis.curves import Study, curves
 from analysis.figures import design_space, loss_curves, lr_sensitivity
 from analysis.layout import CannotDraw
+from analysis.robustness import usable_width
 from analysis.style import KNOWN, RC, style
 from optlab.errors import ConfigError
 
@@ -33,6 +34,8 @@ STATES = {
     "seven decades of loss": {0.1: [1e-8, 1e-7], 1.0: [1.5, 1.0]},
     "zero loss": {0.1: [0.0, 0.0], 1.0: [1.5, 1.0]},
 }
+
+BOWL = STATES["complete"]
 
 
 def study(runs: pd.DataFrame, records: pd.DataFrame | None = None) -> Study:
@@ -294,6 +297,52 @@ class TestLrSensitivity:
         assert legend("holes") == [*usual, band, "seeds missing", edge, usable]
         assert legend("one run") == [*usual, edge, usable]
         assert legend("all diverged") == [*usual, band, "all seeds diverged"]
+
+    def test_certified_points_are_drawn_counted_and_told_apart(self, table):
+        runs = table({"momo": {0.1: [0.5], 1.0: [0.5], 10.0: [0.5]}})
+        runs["certified_by"] = ["", "", runs["run"][1]]
+        figure, points = lr_sensitivity.draw(study(runs))
+        (dots,) = [line for line in figure.axes[0].lines if line.get_marker() == "."]
+
+        assert list(dots.get_xdata()) == [10.0]
+        assert list(points["seeds_certified"]) == [0, 0, 1]
+        texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert "certified: repeats a smaller lr" in texts
+
+    def test_the_usable_learning_rates_are_barred_below(self, table):
+        runs = table({"adamw": {0.1: [1.9], 1.0: [0.5], 10.0: [0.5]}})
+        figure, points = lr_sensitivity.draw(study(runs))
+        bar, *_ = figure.axes[1].lines
+        width = usable_width(curves(runs)[0])
+
+        assert list(bar.get_xdata()) == [width.left.lr, width.right.lr]
+        assert list(points["usable"]) == [False, True, True]
+        assert set(points["usable_right_bound"]) == {"edge"}
+        assert ">" in {line.get_marker() for line in figure.axes[1].lines}
+
+    def test_more_lines_than_a_panel_holds_become_small_multiples(self, table):
+        names = [f"method_{i:02d}" for i in range(lr_sensitivity.MANY + 1)]
+        figure, points = lr_sensitivity.draw(study(table(dict.fromkeys(names, BOWL))))
+
+        assert [axes.get_title(loc="left") for axes in figure.axes] == names
+        shaded = [len(axes.patches) for axes in figure.axes]
+        assert shaded == [1] * len(names)
+        assert set(points["method"]) == set(names)
+
+    def test_settings_of_a_method_share_its_panel(self, table):
+        settings = [f"width={width}" for width in (8, 16, 32)]
+        methods = [f"method_{i}" for i in range(5)]
+        runs = many(table, methods, "complete", settings)
+        figure, _ = lr_sensitivity.draw(study(runs))
+
+        assert len(figure.axes) == 5
+        texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert set(texts) == set(settings)
+
+    def test_too_many_lines_are_a_sentence_that_says_what_to_do(self, table):
+        runs = many(table, ["scion"], "one run", [f"a={i}" for i in range(61)])
+        with pytest.raises(CannotDraw, match=r"61 panels; choose among them .*design_space"):
+            lr_sensitivity.draw(study(runs))
 
 
 class TestLossCurves:
