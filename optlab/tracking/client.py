@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -127,9 +128,16 @@ def explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"
 
 
+@lru_cache(maxsize=1)
+def api() -> Any:
+    """wandb's reader; one for each process."""
+    return imported().Api(timeout=int(REQUEST))
+
+
 def reset(dropped: wandb.Run | None) -> None:
     """End the helper process, which may be dead or hold on to an id, unless another run uses it."""
     with contextlib.suppress(Exception):  # whatever it was, it is gone
         wandb = imported()
         if wandb.setup().most_recent_active_run in (None, dropped):
+            api.cache_clear()  # it speaks through that process
             wandb.teardown(exit_code=1)

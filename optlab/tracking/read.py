@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..store import DONE, RECORD_COLUMNS, Result, records_frame, runs_frame, write_text
 from . import client
 from .page import page_id
-from .publish import api, attempt
+from .publish import attempt
 from .rows import IN_CONFIG, LAST_STEP
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def _page(project: str, sweep: str) -> Mapping[str, Any]:
     """The config of the sweep's page; {} where it has none."""
     query = {"name": page_id(sweep)}
     pages = _patient(
-        lambda: list(api().runs(project, filters=query, lazy=False)), f"the project {project}"
+        lambda: list(client.api().runs(project, filters=query, lazy=False)),
+        f"the project {project}",
     )
     return pages[0].config if pages else {}
 
@@ -95,7 +96,7 @@ def _runs(project: str, sweep: str) -> dict[str, Any]:
     """The newest publication of each run of the sweep, by the run's id."""
     query = {"$or": [{"group": sweep}, {"tags": {"$in": [sweep]}}]}
     listed = _patient(
-        lambda: list(api().runs(project, filters=query, per_page=100, lazy=False)),
+        lambda: list(client.api().runs(project, filters=query, per_page=100, lazy=False)),
         f"the runs of {sweep}",
     )
     trained = [run for run in listed if run.job_type == "train" and "run" in run.config]
