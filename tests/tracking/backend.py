@@ -269,7 +269,13 @@ class Backend:
 
     def _on_GetProjects(self, v: dict[str, Any]) -> dict[str, Any]:
         names = sorted({project for project, _ in self.runs})
-        node = {"id": "p", "entityName": ENTITY, "createdAt": "", "isBenchmark": False}
+        node = {
+            "id": "p",
+            "entityName": ENTITY,
+            "createdAt": "",
+            "isBenchmark": False,
+            "user": None,
+        }
         edges = [{"node": {**node, "name": name}, "cursor": name} for name in names]
         info = {"endCursor": None, "hasNextPage": False}
         return {"models": {"edges": edges, "pageInfo": info}}
@@ -279,7 +285,9 @@ class Backend:
         shown = {key: v.get(key) for key in ("type", "name", "displayName", "description", "spec")}
         project = {"id": "p", "name": v["projectName"], "entityName": v["entityName"]}
         view = {"id": "VmlldzoxMjM0NTY=", **shown, "project": project, "user": None}
-        return {"upsertView": {"view": {**view, "updatedAt": ""}, "inserted": True}}
+        return {
+            "upsertView": {"view": {**view, "updatedAt": "2026-01-01T00:00:00"}, "inserted": True}
+        }
 
     # reading back
 

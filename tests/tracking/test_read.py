@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import copy
 from pathlib import Path
 
 import pandas as pd
@@ -17,8 +17,8 @@ from optlab.sweep import Sweep
 from optlab.tracking import read as reading
 from optlab.tracking.publish import Job, publish_all
 from optlab.tracking.read import Download, read
-from tracking.backend import ENTITY, Backend
-from tracking.trained import sweep_in, train_all
+from tracking.backend import ENTITY, Backend, RemoteRun
+from tracking.trained import connected, sweep_in, train_all
 
 PROJECT = f"{ENTITY}/optlab"
 DIGITS = ("model.width=8,9",)  # an axis that the table does not show by itself
@@ -38,18 +38,29 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def remote(trained: Path) -> dict[tuple[str, str], RemoteRun]:
+    """What W&B has of them once they are published."""
+    sweep = sweep_in(trained, *DIGITS)
+    runs, tracking = sweep.settings.runtime.runs_folder, sweep.settings.tracking
+    with pytest.MonkeyPatch.context() as patch, connected(patch) as backend:
+        jobs = [Job(runs, run.id, tracking, False, False) for run in sweep.runs]
+        assert {sent.status for sent in publish_all(jobs, 1)} == {"published", "empty"}
+        refresh(sweep)
+        return backend.runs
+
+
 @pytest.fixture
 def published(
-    backend: Backend, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: Backend,
+    trained: Path,
+    remote: dict[tuple[str, str], RemoteRun],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> tuple[Sweep, RunStore]:
     monkeypatch.setattr(reading, "WAIT", 0.01)
-    shutil.copytree(trained / "runs", tmp_path / "runs")
-    sweep = sweep_in(tmp_path, *DIGITS)
-    runs = sweep.settings.runtime.runs_folder
-    jobs = [Job(runs, run.id, sweep.settings.tracking, False, False) for run in sweep.runs]
-    assert {sent.status for sent in publish_all(jobs, 1)} == {"published", "empty"}
-    refresh(sweep)
-    return sweep, RunStore(runs)
+    backend.runs = copy.deepcopy(remote)
+    sweep = sweep_in(trained, *DIGITS)
+    return sweep, RunStore(sweep.settings.runtime.runs_folder)
 
 
 def assert_same(found: Download, sweep: Sweep, store: RunStore) -> None:
@@ -124,7 +135,7 @@ def test_a_server_that_refuses_is_told_in_a_sentence(
 ) -> None:
     sweep, _ = published
     backend.fault = lambda request: (403, {}) if request.kind == "Runs" else None
-    with pytest.raises(ConfigError, match="W&B does not give .* does not let this account"):
+    with pytest.raises(ConfigError, match=r"W&B does not give .* does not let this account"):
         read(PROJECT, sweep.name, tmp_path / "cache")
 
 

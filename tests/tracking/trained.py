@@ -1,16 +1,46 @@
-"""Tiny runs and sweeps, trained in this process."""
+"""Tiny runs and sweeps, trained in this process, and a backend for them."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
+import wandb
 
 from optlab.config import Run, Settings, compose_run
 from optlab.run import StopFlag, run_one
 from optlab.store import Record, RunStore
 from optlab.sweep import Sweep, from_arguments
+from optlab.tracking import client, publish
 from support import shrunk
+from tracking.backend import Backend
+
+
+@contextlib.contextmanager
+def connected(patch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    """A backend that this process and its children talk to; it must know every request.
+
+    Nothing leaves the loopback: beyond it there is only a proxy where nobody listens.
+    """
+    nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    with Backend() as running:
+        alone = {**running.environment(), **nowhere, "NO_PROXY": "127.0.0.1"}
+        for name, value in alone.items():
+            patch.setenv(name, value)
+        patch.setattr(publish, "CONFIRM_WITHIN", 1.0)
+        _forget()
+        yield running
+    _forget()
+    assert running.unknown == []
+
+
+def _forget() -> None:
+    """Let the client read its environment anew."""
+    client.api.cache_clear()
+    wandb.teardown()
 
 
 def compose(mode: str, *overrides: str) -> tuple[Run, Settings]:
