@@ -52,8 +52,8 @@ def refresh(sweep: Sweep) -> str:
     """Bring the sweep's page up to date; what to print. Raises ConfigError where W&B refuses."""
     tracking = sweep.settings.tracking
     folder = sweep.settings.runtime.results_folder / sweep.name
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         url, note = publish_page(page(sweep), tracking, folder)
     except ConfigError:
         raise

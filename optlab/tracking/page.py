@@ -31,7 +31,7 @@ def specification(scale: Literal["log", "linear"]) -> dict[str, Any]:
     Vega-Lite in W&B's dialect: ${field:...} is a column of the table, ${string:...} a word.
     ``scale``: of the loss; that of the learning rate is logarithmic.
     """
-    loss = {"type": "quantitative", "scale": {"type": scale, "zero": False}}
+    loss = {"type": "quantitative", "scale": {"type": scale, "zero": False, "nice": False}}
     shown = [{"field": f"${{field:{name}}}", "type": "quantitative"} for name in FIELDS][:-1]
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
@@ -47,7 +47,11 @@ def specification(scale: Literal["log", "linear"]) -> dict[str, Any]:
                 "scale": {"type": "log"},
                 "axis": {"title": "learning rate", "grid": False},
             },
-            "color": {"field": "${field:method}", "type": "nominal", "title": None},
+            "color": {
+                "field": "${field:method}",
+                "type": "nominal",
+                "legend": {"title": None, "symbolOpacity": 1},
+            },
         },
         "layer": [
             {

@@ -70,7 +70,7 @@ def read(project: str, sweep: str, cache: Path) -> Download:
             run = found[run_id]
             own, lacking = histories[run.id]
             notes += lacking
-            rows.append(_row(run.config, run.summary_metrics))
+            rows.append(_row(run.config, run.summary_metrics, run.state))
             records += [{"run": run_id, **record} for record in own]
         settings.append(setting)
     return Download(
@@ -121,11 +121,13 @@ def _order(
     ]
 
 
-def _row(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``RunStore.row`` says of the run."""
+def _row(config: Mapping[str, Any], summary: Mapping[str, Any], state: str) -> dict[str, Any]:
+    """What ``RunStore.row`` says of the run; of one that died while it streamed, W&B's own word."""
     row = {key: config[key] for key in IN_CONFIG}
     row["lr"] = float(row["lr"])
-    row["outcome"] = summary["outcome"]
+    row["outcome"] = summary.get("outcome", "running")
+    if row["outcome"] == "running" and state in ("crashed", "failed", "killed"):
+        row["outcome"] = "preempted"
     hints = get_type_hints(Result)
     if row["outcome"] in DONE:
         named = {name: LAST_STEP if name == "step" else name for name in hints}
@@ -133,9 +135,11 @@ def _row(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any
             **row,
             **{name: _typed(summary.get(key), hints[name]) for name, key in named.items()},
         }
+    row.update({"cause": "", "at_chance": False, "weights_fingerprint": ""})
+    row["batch_fingerprint"] = ""
     for name in UNFINISHED:
         if name in summary:
-            row[name] = _typed(summary[name], hints.get(name, str))
+            row[name] = _typed(summary[name], hints[name])
     if LAST_STEP in summary:
         row["step"] = int(summary[LAST_STEP])
     return row

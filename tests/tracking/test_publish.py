@@ -10,6 +10,7 @@ import pytest
 
 from conftest import Command
 from optlab.commands import sync
+from optlab.errors import ConfigError
 from optlab.store import RunStore
 from optlab.sweep import Sweep
 from optlab.tracking import memory, publish, rows
@@ -275,6 +276,27 @@ def test_a_wrong_key_publishes_nothing_and_says_so_once(
 
     assert code == 1 and backend.runs == {}
     assert f"{backend.url} does not accept the API key" in error.splitlines()[-1]
+
+
+def test_watching_goes_on_until_every_run_has_ended(
+    copied: tuple[Sweep, RunStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a round in which W&B is away."""
+    sweep, _ = copied
+    rounds: list[int] = []
+
+    def one_round(sweep: Sweep, args: object, say: object) -> bool:
+        rounds.append(len(rounds))
+        if len(rounds) == 2:
+            raise ConfigError("W&B does not answer.")
+        return True
+
+    monkeypatch.setattr(sync, "_round", one_round)
+    monkeypatch.setattr(sync, "_all_ended", lambda sweep: len(rounds) == 3)
+    monkeypatch.setattr(sync.time, "sleep", lambda seconds: None)
+
+    assert main(["sync", "demo", *words_of(sweep), "--watch"]) == 0
+    assert rounds == [0, 1, 2]
 
 
 def words_of(sweep: Sweep) -> list[str]:

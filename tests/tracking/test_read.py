@@ -121,6 +121,20 @@ def test_a_sweep_without_a_page_lacks_only_what_was_never_started(
     assert "has no page in W&B" in found.notes[0]
 
 
+def test_a_run_that_streams_is_running_and_one_that_died_so_is_preempted(
+    backend: Backend, published: tuple[Sweep, RunStore], tmp_path: Path
+) -> None:
+    sweep, _ = published
+    streaming, dead = (backend.run(run.id) for run in sweep.runs[:2])
+    for run, state in ((streaming, "running"), (dead, "crashed")):
+        run.state = state
+        run.summary = {"outcome": "running", "step": 2, "val_loss": 2.0}
+    found = read(PROJECT, sweep.name, tmp_path / "cache").runs
+
+    assert list(found["outcome"][:2]) == ["running", "preempted"]
+    assert found["final_loss"][:2].isna().all()
+
+
 def test_requests_that_fail_now_and_then_do_no_harm(
     backend: Backend, published: tuple[Sweep, RunStore], tmp_path: Path
 ) -> None:
