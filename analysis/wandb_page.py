@@ -16,7 +16,7 @@ from optlab.errors import ConfigError
 from optlab.store import RunStore
 from optlab.sweep import Sweep, from_arguments
 from optlab.tracking.client import explain
-from optlab.tracking.page import Page, publish_page
+from optlab.tracking.page import Page, chart_name, publish_page
 from optlab.tracking.publish import is_empty
 
 from . import figures, style, tables
@@ -52,8 +52,8 @@ def refresh(sweep: Sweep) -> str:
     """Bring the sweep's page up to date; what to print. Raises ConfigError where W&B refuses."""
     tracking = sweep.settings.tracking
     folder = sweep.settings.runtime.results_folder / sweep.name
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         url, note = publish_page(page(sweep), tracking, folder)
     except ConfigError:
         raise
@@ -71,7 +71,9 @@ def main(arguments: Sequence[str]) -> int:
         if "--report" in arguments:
             from optlab.tracking.report import publish_report
 
-            print(f"The sweep's report: {publish_report(sweep.name, sweep.settings.tracking)}")
+            chart, _ = chart_name(page(sweep).points)
+            report = publish_report(sweep.name, sweep.settings.tracking, chart)
+            print(f"The sweep's report: {report}")
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1

@@ -9,6 +9,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..sweep import Sweep
 
 HELP = "publish a sweep in Weights & Biases from the run store"
 
@@ -48,11 +52,15 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--workers must be at least 1, not {args.workers}.")
     words = [f"sweeps={args.sweep}", *args.overrides]
     sweep = from_arguments(words)
-    while True:
-        ok = _round(sweep, args, _say)
-        if not args.watch or _all_ended(sweep):
-            break
+    ok = _round(sweep, args, _say)
+    while args.watch and not _all_ended(sweep):
         time.sleep(_WATCH_EVERY)
+        sweep = from_arguments(words)  # it may have grown
+        try:
+            ok = _round(sweep, args, _say)
+        except ConfigError as error:  # W&B is away: the next round may find it again
+            _say(str(error))
+            ok = False
     return 0 if ok else 1
 
 
@@ -60,14 +68,14 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _all_ended(sweep) -> bool:
+def _all_ended(sweep: Sweep) -> bool:
     from ..store import RunStore
 
     store = RunStore(sweep.settings.runtime.runs_folder)
     return all(store.status(run.id) in ("finished", "diverged", "failed") for run in sweep.runs)
 
 
-def _round(sweep, args: argparse.Namespace, say: Callable[[str], None]) -> bool:
+def _round(sweep: Sweep, args: argparse.Namespace, say: Callable[[str], None]) -> bool:
     """Publish the sweep as it stands; whether W&B took everything."""
     from ..tracking import client
     from ..tracking.publish import Job, publish_all
@@ -102,7 +110,7 @@ def _round(sweep, args: argparse.Namespace, say: Callable[[str], None]) -> bool:
     return _page(sweep, args) == 0 and not refused
 
 
-def _page(sweep, args: argparse.Namespace) -> int:
+def _page(sweep: Sweep, args: argparse.Namespace) -> int:
     """Refresh the sweep's page.
 
     In a process of its own: what the page shows comes from ``analysis``, which optlab never

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -112,19 +114,28 @@ def explain(error: BaseException) -> str:
     lower = text.lower()
     if "no api key" in lower or "no-tty" in lower:
         return f"There is no API key for {server}: run `wandb login`, or set WANDB_API_KEY."
-    if "401" in text or "api key" in lower or "unauthorized" in lower:
+    if re.search(r"\b401\b", text) or "api key" in lower or "unauthorized" in lower:
         return (
             f"{server} does not accept the API key: run `wandb login --relogin`, or set "
             f"WANDB_API_KEY ({text})."
         )
-    if "403" in text or "permission" in lower:
+    if re.search(r"\b403\b", text) or "permission" in lower:
         return (
             f"{server} does not let this account write there: check tracking.entity and "
             f"tracking.project ({text})."
         )
-    if any(word in lower for word in ("deadline", "timed out", "timeout", "refused", "no such")):
+    if any(
+        word in lower
+        for word in ("deadline", "timed out", "timeout", "connection refused", "no such host")
+    ):
         return f"{server} does not answer: check the network and WANDB_BASE_URL ({text})."
     return f"{type(error).__name__}: {text}"
+
+
+@lru_cache(maxsize=1)
+def api() -> Any:
+    """wandb's reader; one for each process."""
+    return imported().Api(timeout=int(REQUEST))
 
 
 def reset(dropped: wandb.Run | None) -> None:
@@ -132,4 +143,5 @@ def reset(dropped: wandb.Run | None) -> None:
     with contextlib.suppress(Exception):  # whatever it was, it is gone
         wandb = imported()
         if wandb.setup().most_recent_active_run in (None, dropped):
+            api.cache_clear()  # it speaks through that process
             wandb.teardown(exit_code=1)

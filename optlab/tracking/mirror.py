@@ -101,6 +101,7 @@ class Mirror:
         self._ahead = max(0, there - len(mine))
         for row in mine[there:]:
             opened.log(row)
+        opened.summary.update({"outcome": "running"})
 
     def _send(self, row: Mapping[str, Any]) -> None:
         if self._ahead:
@@ -134,8 +135,8 @@ class Mirror:
 
     def _tell(self, line: str) -> None:
         stamp = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        with (self._folder / "log.txt").open("a") as file:
-            file.write(f"{stamp} {line}\n")
+        with contextlib.suppress(OSError), (self._folder / "log.txt").open("a") as file:
+            file.write(f"{stamp} {line}\n")  # a full disk is the run's business, not the mirror's
 
     def _drop(self) -> None:
         """Let go of the W&B run, so that its id is free for another attempt."""

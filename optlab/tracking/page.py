@@ -9,66 +9,67 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import TrackingConfig
 from . import client, memory, rows
 from .mirror import finish_within
-from .publish import SEND_WITHIN, api
+from .publish import SEND_WITHIN
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CHART = "optlab_lr_sensitivity_v1"  # a new name wherever the specification changes
+CHART = "optlab_lr_sensitivity_v1"  # and the scale; a new name wherever the specification changes
 PRESET = "wandb/lineseries/v0"  # W&B's own, which has no logarithmic axis
 
-# Vega-Lite in W&B's dialect: ${field:...} is a column of the table, ${string:...} a word.
-SPECIFICATION: dict[str, Any] = {
-    "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-    "description": "Final loss against learning rate: seed means, a line per method, min to max.",
-    "title": "${string:title}",
-    "data": {"name": "wandb"},
-    "width": "container",
-    "height": "container",
-    "autosize": "fit",
-    "encoding": {
-        "x": {
-            "field": "${field:lr}",
-            "type": "quantitative",
-            "scale": {"type": "log"},
-            "axis": {"title": "learning rate", "grid": False},
-        },
-        "color": {"field": "${field:method}", "type": "nominal", "title": None},
-    },
-    "layer": [
-        {
-            "mark": {"type": "area", "opacity": 0.15},
-            "encoding": {
-                "y": {"field": "${field:low}", "type": "quantitative"},
-                "y2": {"field": "${field:high}"},
-            },
-        },
-        {
-            "mark": {"type": "line", "point": True},
-            "encoding": {
-                "y": {
-                    "field": "${field:loss}",
-                    "type": "quantitative",
-                    "scale": {"zero": False},
-                    "axis": {"title": "final validation loss (nats)"},
-                },
-                "tooltip": [
-                    {"field": "${field:method}", "type": "nominal"},
-                    {"field": "${field:lr}", "type": "quantitative"},
-                    {"field": "${field:loss}", "type": "quantitative"},
-                    {"field": "${field:low}", "type": "quantitative"},
-                    {"field": "${field:high}", "type": "quantitative"},
-                ],
-            },
-        },
-    ],
-}
 FIELDS = {"lr": "lr", "loss": "mean", "low": "low", "high": "high", "method": "label"}
+
+
+def specification(scale: Literal["log", "linear"]) -> dict[str, Any]:
+    """Seed means against the learning rate, a line per method, with the range over seeds.
+
+    Vega-Lite in W&B's dialect: ${field:...} is a column of the table, ${string:...} a word.
+    ``scale``: of the loss; that of the learning rate is logarithmic.
+    """
+    loss = {"type": "quantitative", "scale": {"type": scale, "zero": False, "nice": False}}
+    shown = [{"field": f"${{field:{name}}}", "type": "quantitative"} for name in FIELDS][:-1]
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "title": "${string:title}",
+        "data": {"name": "wandb"},
+        "width": "container",
+        "height": "container",
+        "autosize": "fit",
+        "encoding": {
+            "x": {
+                "field": "${field:lr}",
+                "type": "quantitative",
+                "scale": {"type": "log"},
+                "axis": {"title": "learning rate", "grid": False},
+            },
+            "color": {
+                "field": "${field:method}",
+                "type": "nominal",
+                "legend": {"title": None, "symbolOpacity": 1},
+            },
+        },
+        "layer": [
+            {
+                "mark": {"type": "area", "opacity": 0.15},
+                "encoding": {
+                    "y": {"field": "${field:low}", **loss, "title": "final validation loss (nats)"},
+                    "y2": {"field": "${field:high}"},
+                },
+            },
+            {
+                "mark": {"type": "line", "point": True},
+                "encoding": {
+                    "y": {"field": "${field:loss}", **loss},
+                    "tooltip": [{"field": "${field:method}", "type": "nominal"}, *shown],
+                },
+            },
+        ],
+    }
 
 
 @dataclass(frozen=True)
@@ -159,16 +160,17 @@ def _logged(page: Page, entity: str, scratch: Path) -> tuple[dict[str, Any], str
 def _chart(page: Page, entity: str) -> tuple[Any, str]:
     """The curves as a native chart: ours where the account may register it, else W&B's preset."""
     wandb = client.imported()
+    name, scale = chart_name(page.points)
     title = f"{page.sweep}: final validation loss against learning rate"
     shown = page.points.dropna(subset=["mean"])
     try:
-        chart = api().create_custom_chart(
+        chart = client.api().create_custom_chart(
             entity=entity,
-            name=CHART,
-            display_name="optlab: final loss against learning rate",
+            name=name,
+            display_name=f"optlab: final loss against learning rate ({scale})",
             spec_type="vega2",
             access="private",
-            spec=SPECIFICATION,
+            spec=specification(scale),
         )
     except Exception as error:  # the account may lack the right, the server may be old
         if "exist" not in str(error).lower():
@@ -176,10 +178,17 @@ def _chart(page: Page, entity: str) -> tuple[Any, str]:
                 f"The chart's own form was refused ({client.explain(error)}): it is drawn in "
                 "W&B's preset, over log10 of the learning rate and without bands."
             )
-        chart = f"{entity}/{CHART}"
+        chart = f"{entity}/{name}"
     columns = list(FIELDS.values())
     table = wandb.Table(columns=columns, data=cells(shown.loc[:, columns]))
     return wandb.plot_table(chart, table, fields=FIELDS, string_fields={"title": title}), ""
+
+
+def chart_name(points: pd.DataFrame) -> tuple[str, Literal["log", "linear"]]:
+    """The chart's name and the scale of its losses: logarithmic where they span a decade."""
+    low, high = float(points["low"].min()), float(points["high"].max())
+    scale = "log" if 0 < low < high / 10 else "linear"
+    return f"{CHART}_{scale}", scale
 
 
 def _preset(shown: pd.DataFrame, title: str) -> Any:

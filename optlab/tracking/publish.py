@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -218,7 +217,7 @@ def _send(
 
 def confirm(path: str, count: int) -> None:
     """Raise Unconfirmed unless W&B soon shows ``count`` rows of the run at ``path``."""
-    remote = api().run(path)
+    remote = client.api().run(path)
     deadline = time.monotonic() + CONFIRM_WITHIN
     while (shown := remote.lastHistoryStep + 1) < count:
         if time.monotonic() > deadline:
@@ -226,12 +225,6 @@ def confirm(path: str, count: int) -> None:
                 f"W&B shows {shown} of its {count} rows: sync again, it goes on from there"
             )
         time.sleep(0.5)
-
-
-@lru_cache(maxsize=1)
-def api() -> Any:
-    """wandb's reader; one for each process."""
-    return client.imported().Api(timeout=int(client.REQUEST))
 
 
 def _next_id(id: str) -> str:
@@ -247,5 +240,5 @@ def attempt(id: str) -> int:
 
 
 def _delete(tracking: TrackingConfig, id: str) -> None:
-    entity = tracking.entity or api().default_entity
-    api().run(f"{entity}/{tracking.project}/{id}").delete()
+    entity = tracking.entity or client.api().default_entity
+    client.api().run(f"{entity}/{tracking.project}/{id}").delete()

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..store import DONE, RECORD_COLUMNS, Result, records_frame, runs_frame, write_text
 from . import client
 from .page import page_id
-from .publish import api, attempt
+from .publish import attempt
 from .rows import IN_CONFIG, LAST_STEP
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def read(project: str, sweep: str, cache: Path) -> Download:
             run = found[run_id]
             own, lacking = histories[run.id]
             notes += lacking
-            rows.append(_row(run.config, run.summary_metrics))
+            rows.append(_row(run.config, run.summary_metrics, run.state))
             records += [{"run": run_id, **record} for record in own]
         settings.append(setting)
     return Download(
@@ -86,7 +86,8 @@ def _page(project: str, sweep: str) -> Mapping[str, Any]:
     """The config of the sweep's page; {} where it has none."""
     query = {"name": page_id(sweep)}
     pages = _patient(
-        lambda: list(api().runs(project, filters=query, lazy=False)), f"the project {project}"
+        lambda: list(client.api().runs(project, filters=query, lazy=False)),
+        f"the project {project}",
     )
     return pages[0].config if pages else {}
 
@@ -95,7 +96,7 @@ def _runs(project: str, sweep: str) -> dict[str, Any]:
     """The newest publication of each run of the sweep, by the run's id."""
     query = {"$or": [{"group": sweep}, {"tags": {"$in": [sweep]}}]}
     listed = _patient(
-        lambda: list(api().runs(project, filters=query, per_page=100, lazy=False)),
+        lambda: list(client.api().runs(project, filters=query, per_page=100, lazy=False)),
         f"the runs of {sweep}",
     )
     trained = [run for run in listed if run.job_type == "train" and "run" in run.config]
@@ -120,11 +121,13 @@ def _order(
     ]
 
 
-def _row(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``RunStore.row`` says of the run."""
+def _row(config: Mapping[str, Any], summary: Mapping[str, Any], state: str) -> dict[str, Any]:
+    """What ``RunStore.row`` says of the run; of one that died while it streamed, W&B's own word."""
     row = {key: config[key] for key in IN_CONFIG}
     row["lr"] = float(row["lr"])
-    row["outcome"] = summary["outcome"]
+    row["outcome"] = summary.get("outcome", "running")
+    if row["outcome"] == "running" and state in ("crashed", "failed", "killed"):
+        row["outcome"] = "preempted"
     hints = get_type_hints(Result)
     if row["outcome"] in DONE:
         named = {name: LAST_STEP if name == "step" else name for name in hints}
@@ -132,9 +135,11 @@ def _row(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any
             **row,
             **{name: _typed(summary.get(key), hints[name]) for name, key in named.items()},
         }
+    row.update({"cause": "", "at_chance": False, "weights_fingerprint": ""})
+    row["batch_fingerprint"] = ""
     for name in UNFINISHED:
         if name in summary:
-            row[name] = _typed(summary[name], hints.get(name, str))
+            row[name] = _typed(summary[name], hints[name])
     if LAST_STEP in summary:
         row["step"] = int(summary[LAST_STEP])
     return row

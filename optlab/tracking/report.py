@@ -7,8 +7,7 @@ from typing import Any
 from ..config import TrackingConfig
 from ..errors import ConfigError
 from . import client
-from .page import CHART, FIELDS, page_id
-from .publish import api
+from .page import FIELDS, page_id
 
 LINES = (
     ("val_loss", "validation loss (nats)"),
@@ -19,7 +18,7 @@ LINES = (
 )
 
 
-def build_report(sweep: str, entity: str, project: str) -> Any:
+def build_report(sweep: str, entity: str, project: str, chart: str) -> Any:
     """The report as wandb-workspaces describes it; nothing is sent.
 
     The sweep's own page first (chart, figure, tables), then a line per run for each of ``LINES``,
@@ -39,7 +38,7 @@ def build_report(sweep: str, entity: str, project: str) -> Any:
     own = [
         reports.CustomChart(
             query={"summaryTable": {"tableKey": "lr_sensitivity_table"}},
-            chart_name=f"{entity}/{CHART}",
+            chart_name=f"{entity}/{chart}",
             chart_fields=dict(FIELDS),
             chart_strings={"title": sweep},
         ),
@@ -62,12 +61,12 @@ def build_report(sweep: str, entity: str, project: str) -> Any:
     )
 
 
-def publish_report(sweep: str, tracking: TrackingConfig) -> str:
-    """Save a new report of the sweep; its address."""
+def publish_report(sweep: str, tracking: TrackingConfig, chart: str) -> str:
+    """Save a new report of the sweep, with the chart of its page; its address."""
     _reports()
-    entity = tracking.entity or api().default_entity
+    entity = tracking.entity or client.api().default_entity
     try:
-        return build_report(sweep, entity, tracking.project).save().url
+        return build_report(sweep, entity, tracking.project, chart).save().url
     except Exception as error:  # the client raises errors of many kinds
         raise ConfigError(f"W&B refused the report: {client.explain(error)}") from error
 

@@ -79,6 +79,7 @@ class Backend:
     def __init__(self) -> None:
         self.runs: dict[tuple[str, str], RemoteRun] = {}
         self.charts: dict[str, dict[str, Any]] = {}
+        self.reports: list[dict[str, Any]] = []
         self.requests: list[Request] = []
         self.unknown: list[str] = []
         self.fault: Callable[[Request], Answer | None] = lambda request: None
@@ -260,6 +261,33 @@ class Backend:
         artifact = {"id": f"artifact-{v['input']['clientID']}", "state": "COMMITTED"}
         sequence = {"latestArtifact": {"id": artifact["id"]}}
         return {"createArtifact": {"artifact": {**artifact, "artifactSequence": sequence}}}
+
+    # reports
+
+    def _on_ProjectInternalId(self, v: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"id": "p", "internalId": "1"}}
+
+    def _on_GetProjects(self, v: dict[str, Any]) -> dict[str, Any]:
+        names = sorted({project for project, _ in self.runs})
+        node = {
+            "id": "p",
+            "entityName": ENTITY,
+            "createdAt": "",
+            "isBenchmark": False,
+            "user": None,
+        }
+        edges = [{"node": {**node, "name": name}, "cursor": name} for name in names]
+        info = {"endCursor": None, "hasNextPage": False}
+        return {"models": {"edges": edges, "pageInfo": info}}
+
+    def _on_upsertView(self, v: dict[str, Any]) -> dict[str, Any]:
+        self.reports.append(json.loads(v["spec"]))
+        shown = {key: v.get(key) for key in ("type", "name", "displayName", "description", "spec")}
+        project = {"id": "p", "name": v["projectName"], "entityName": v["entityName"]}
+        view = {"id": "VmlldzoxMjM0NTY=", **shown, "project": project, "user": None}
+        return {
+            "upsertView": {"view": {**view, "updatedAt": "2026-01-01T00:00:00"}, "inserted": True}
+        }
 
     # reading back
 
