@@ -35,6 +35,7 @@ def launch(cluster, tmp_path: Path) -> Launch:
         )
         return subprocess.Popen(
             [sys.executable, "-c", script],
+            cwd=tmp_path,  # not the repository, which would be imported before the root
             env=environment(root),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -140,6 +141,7 @@ def test_edits_after_the_launch_do_not_reach_a_job_that_waits(
     states: dict[str, Any] = {job: cluster.ended(job) for job in released}
 
     assert set(states.values()) == {"COMPLETED"}
+    assert (store.root / "code").is_dir() and str(clone) not in cluster.log(store, ids(store)[0])
     for run_id in ids(store):
         assert store.status(run_id) == "finished"
         assert "momentum: 0.95" in (store.folder(run_id) / "config.yaml").read_text()
