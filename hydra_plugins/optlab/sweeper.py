@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 
 from hydra.core.plugins import Plugins
@@ -37,10 +39,10 @@ class OptlabSweeper(Sweeper):
         if launcher.dry_run:
             return
         if report.waiting:
+            words = shown(sweep.command)
             print(
                 f"{report.waiting} runs are queued or running. Watch: python -m optlab status "
-                f"{sweep.command.removeprefix('sweeps=')}; tables and figures: "
-                f"python -m analysis {sweep.command.removeprefix('sweeps=')}."
+                f"{words}; tables and figures: python -m analysis {words}."
             )
             return
         from analysis.sweeps import analyse_sweep  # half a second of pandas and matplotlib
@@ -49,3 +51,9 @@ class OptlabSweeper(Sweeper):
         print(text)
         if not report.ok:
             sys.exit(1)
+
+
+def shown(command: str) -> str:
+    """The words of a sweep's command as a person would type them."""
+    plain = re.sub(r"=choice\(([^()]*)\)", r"=\1", command.removeprefix("sweeps="))
+    return shlex.join(shlex.split(plain))
