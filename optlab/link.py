@@ -28,7 +28,7 @@ from .distributed import Meeting, Ranks
 JOIN_WITHIN = 90.0  # seconds in which all processes must have come
 BEAT = 0.5  # seconds between two signs of life
 SILENT_AFTER = 60  # beats of one's own without a sign of life of another
-GRACE = 10.0  # seconds that a main thread has to notice a failure that the watch has seen
+GRACE = 20.0  # seconds that a main thread has to notice a failure that the watch has seen
 _ANSWER = timedelta(seconds=20)  # for the store in rank 0 to answer
 _POLL = 0.01  # seconds between two questions to the store
 
@@ -64,7 +64,8 @@ class Link:
         self.hosts: list[str] = []
         self._messages = 0
         self._attended = threading.Event()  # the main thread sees to the end of the run
-        self._ended = threading.Event()  # and is done with it: the watch may rest
+        self.trouble = threading.Event()  # some process has failed, is silent or has ended the run
+        self._ended = threading.Event()  # it is done with that: the watch may rest
         self.hosts = self.gather("host", socket.gethostname())
         self._watch = threading.Thread(target=self._keep_watch, daemon=True)
         self._watch.start()
@@ -164,7 +165,7 @@ class Link:
         """The ranks of which there is no sign of life although they have not left."""
         before = self._beats(self.store, range(self.ranks.world))
         waiting = {rank for rank in before if rank not in (known, self.ranks.rank)}
-        deadline = time.monotonic() + GRACE / 2
+        deadline = time.monotonic() + GRACE / 4
         while waiting and time.monotonic() < deadline:
             time.sleep(BEAT / 5)
             now = self._beats(self.store, waiting)
@@ -206,10 +207,12 @@ class Link:
                 last = now
                 silent = [rank for rank in others if silence[rank] > SILENT_AFTER]
                 if silent or store.check(["failure"]) or store.check(["outcome"]):
+                    self.trouble.set()
                     troubled += 1
                 if troubled * BEAT > GRACE and not self._attended.is_set():
                     self._abort(silent)
         except DistError:  # rank 0 is gone, or has left at the end
+            self.trouble.set()
             if not self._attended.wait(GRACE):
                 self.leader_is_gone = True
                 self._abort([0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import hashlib
 import math
 import os
@@ -151,7 +150,6 @@ def _together(
         if not ranks.leads:
             return _follow(run_id, store, settings, stop, link)
         outcome = _lead(run_id, store, settings, stop, report, link)
-        gc.collect()  # closes the connections of this process, for which its peers may be waiting
         link.conclude(asdict(outcome))
         return outcome
     finally:
@@ -166,10 +164,9 @@ def _follow(
     try:
         _Attempt(store.load(run_id), store, settings, None, link).go(stop, lambda record: None)
     except LeaderEnded:
-        pass
+        pass  # busy, done, or failed before it began
     except Exception as error:  # told to rank 0, or found there
         failure = link.explain(error)
-    gc.collect()  # as above
     outcome = link.outcome()
     if outcome is not None:
         return Outcome(**outcome)

@@ -11,6 +11,7 @@ computed everywhere alike, polar factors excepted, which are shared out.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Protocol
@@ -23,11 +24,13 @@ from torch.nn.parallel import DistributedDataParallel
 from .data.base import Batch, Data
 from .distributed import check_share
 from .errors import ConfigError
-from .link import Flag, Link
+from .link import Flag, Link, PeerFailed
 from .optim.sharing import gathered, owners
 from .optim.steepest import SteepestDescent
 
 COLLECTIVE_WITHIN = timedelta(minutes=10)  # a peer may be late by one checkpoint or evaluation
+
+_GLANCE = 5e-5  # seconds between two looks at a collective
 
 # Layers whose numbers depend on which samples a process sees, or in which order it draws.
 _NOT_SHARED = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -165,7 +168,7 @@ class Group:
         """Also tells all processes whether any of them was told to stop."""
         values = torch.tensor([0.0, self._stop.is_set], dtype=torch.float64, device=loss.device)
         values[0] = loss.detach().double() * share
-        dist.all_reduce(values)
+        self._wait(dist.all_reduce(values, async_op=True), look=True)
         self._stopping = bool(values[1] > 0)
         return values[0].to(loss.dtype)
 
@@ -178,7 +181,7 @@ class Group:
     def filled(self, table: Tensor) -> Tensor:
         """Exact: every row is one process's numbers plus zeros."""
         table = table.to(self.device)
-        dist.all_reduce(table)
+        self._wait(dist.all_reduce(table, async_op=True))
         return table.cpu()
 
     def stops(self, flag: Flag) -> bool:
@@ -207,8 +210,20 @@ class Group:
 
     def _all_gather(self, own: Tensor) -> list[Tensor]:
         parts = list(own.new_empty(self.world, *own.shape).unbind())
-        dist.all_gather(parts, own)
+        self._wait(dist.all_gather(parts, own, async_op=True))
         return parts
+
+    def _wait(self, work: dist.Work | None, *, look: bool = False) -> None:
+        """Wait for a collective, unless a peer fails, which may then never come to it.
+
+        On a GPU only where the host waits anyway (``look``).
+        """
+        assert work is not None
+        while (look or self.device.type == "cpu") and not work.is_completed():
+            if self._link.trouble.is_set():
+                raise PeerFailed("another process has failed, or gives no sign of life")
+            time.sleep(_GLANCE)
+        work.wait()
 
 
 def checksum(tensors: Iterable[Tensor]) -> Tensor:

@@ -78,7 +78,14 @@ class Teamwork:
             assert pid is not None
             os.kill(pid, signal.SIGCONT)
             answers[revive] = self._answer(revive)
+        if any(isinstance(a, int) or a.status == "failed" for a in answers.values()):
+            self._renew()  # an unfinished collective stays in its process until that ends
         return [answers[rank] for rank in coming]
+
+    def _renew(self) -> None:
+        count = len(self._workers)
+        self.close()
+        self._workers = [self._start() for _ in range(count)]
 
     def _answer(self, rank: int) -> Answer | int:
         process, connection = self._workers[rank]
@@ -101,8 +108,8 @@ class Teamwork:
     def close(self) -> None:
         for process, connection in self._workers:
             connection.close()
-            process.join(5)
             process.kill()
+            process.join()
 
 
 def serve(connection: Connection) -> None:

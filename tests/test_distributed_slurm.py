@@ -1,0 +1,48 @@
+"""One run on several processes that a real SLURM starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from optlab.config import ROOT
+from optlab.store import RunStore
+from slurm import lacking
+from support import TINY, environment, tiny
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _slurm() -> None:
+    """A SLURM that answers; demanded by ``OPTLAB_REQUIRE_SLURM=1``, else optional."""
+    reason = lacking()
+    if reason and os.environ.get("OPTLAB_REQUIRE_SLURM") == "1":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_srun_starts_one_run_on_several_processes(tmp_path: Path, nodes: int) -> None:
+    srun = ["srun", f"--nodes={nodes}", "--ntasks=2", "--mem-per-cpu=1G", "--wait=120"]
+    overrides = [*TINY, "runtime.device=cpu", f"runtime.runs={tmp_path}"]
+    done = subprocess.run(
+        [*srun, sys.executable, f"{ROOT}/launch.py", *overrides],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished at step 6") == 1  # rank 0 alone speaks
+    run, _ = tiny()
+    assert RunStore(tmp_path).status(run.id) == "finished"
+    meta = json.loads((tmp_path / run.id / "meta.json").read_text())
+    assert meta["processes"] == 2
