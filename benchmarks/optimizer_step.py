@@ -219,7 +219,7 @@ def print_table(name: str, found: dict[str, list[float]], peak: float) -> None:
     operations = newton_schulz_operations(gpt(name, torch.device("cpu")))
     print(f"\nGPT {width} wide, {depth} deep, vocabulary {vocabulary};", end=" ")
     print(f"peak {peak / 1e9:.0f} GFLOP/s\n")
-    print("| step | ms | against torch | against ours | share of peak |")
+    print("| step | ms | faster than torch | time against ours | share of peak |")
     print("|---|---|---|---|---|")
     for label, time_ in medians.items():
         share = "" if label == ALONE[1] else f"{operations / time_ / peak:.0%}"
