@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, groupby
+from operator import is_
 from typing import Any
 
 import torch
@@ -20,6 +21,14 @@ State = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Average:
+    """An average of the gradients of ``Layers``, in two views of the same memory."""
+
+    of_each: list[Tensor]  # in the shapes of the parameters
+    stacks: list[Tensor]  # (layers, rows, columns) a shape
+
+
+@dataclass(frozen=True)
 class Layers:
     """Parameters that one call of their norm serves: of one norm, role, dtype and device.
 
@@ -30,6 +39,7 @@ class Layers:
     role: str
     x: list[Tensor]
     counts: list[int]
+    averages: dict[str, Average] = field(default_factory=dict)  # by name, to find them again
 
     def by_shape(self, tensors: list[Tensor]) -> list[list[Tensor]]:
         """One tensor a parameter, as one list a shape."""
@@ -41,17 +51,25 @@ class Layers:
     def stacks(self, tensors: list[Tensor]) -> list[Tensor]:
         """One tensor a parameter, as one stack (layers, rows, columns) a shape."""
         return [
-            stack(same).view(len(same), *as_matrix(same[0].shape))
+            torch.stack(same).view(len(same), *as_matrix(same[0].shape))
             for same in self.by_shape(tensors)
         ]
 
-    def zeros(self) -> list[Tensor]:
-        """Zeros like the parameters, those of a shape in one piece: ``stacks`` copies nothing."""
-        return [
-            zeros
-            for same in self.by_shape(self.x)
-            for zeros in same[0].new_zeros(len(same), *same[0].shape).unbind()
-        ]
+    def average(self, name: str, states: list[State]) -> Average:
+        """The average ``name`` of each state, which lie in one piece from now on; first zeros."""
+        known = self.averages.get(name)
+        tensors = [state.get(name) for state in states]
+        if known and all(map(is_, known.of_each, tensors)):
+            return known
+        new = self.averages[name] = self._zeros()
+        for state, of_x, old in zip(states, new.of_each, tensors, strict=True):
+            state[name] = of_x if old is None else of_x.copy_(old)
+        return new
+
+    def _zeros(self) -> Average:
+        pieces = [same[0].new_zeros(len(same), *same[0].shape) for same in self.by_shape(self.x)]
+        stacks = [piece.view(len(piece), *as_matrix(piece.shape[1:])) for piece in pieces]
+        return Average([of_x for piece in pieces for of_x in piece.unbind()], stacks)
 
     def dualize(self, m: Sequence[Tensor], v: Sequence[Tensor] | None) -> list[Tensor]:
         """The norm's dualizer, on ``stacks``."""
@@ -95,22 +113,6 @@ def ready(layers: Layers, state: Mapping[Tensor, State]) -> list[Ready]:
         some = _layers(layers.norm, layers.role, [x[i] for i in of_age])
         found.append(Ready(some, [g[i] for i in of_age], [states[i] for i in of_age], age))
     return found
-
-
-def stack(tensors: list[Tensor]) -> Tensor:
-    """(tensors, ...), without a copy where they lie in one storage, one behind the other."""
-    first, n, size = tensors[0], len(tensors), tensors[0].numel()
-    if n == 1:
-        return first.unsqueeze(0)
-    start, step = first.data_ptr(), size * first.element_size()
-    if (
-        [x.data_ptr() for x in tensors] == list(range(start, start + n * step, step))
-        and (first.storage_offset() * first.element_size() + n * step)
-        <= first.untyped_storage().nbytes()
-        and all(x.is_contiguous() for x in tensors)
-    ):
-        return first.as_strided((n, *first.shape), (size, *first.stride()))
-    return torch.stack(tensors)
 
 
 def _layers(norm: Norm, role: str, x: list[Tensor]) -> Layers:

@@ -219,38 +219,72 @@ def iterate(
 ) -> list[Tensor]:
     """Apply the quintics ``triples`` to the singular values of x / (``safety`` ‖x‖_F).
 
-    ``xs`` are stacks of matrices whose shorter sides agree. ``bound`` further scales the rows or
-    columns of the normalized matrices.
+    ``xs`` are stacks of matrices whose shorter sides agree; in bfloat16, where a call costs more
+    than the arithmetic on small matrices, they share the m x m products. ``bound`` further scales
+    the rows or columns of the normalized matrices.
     """
-    ys = _normalized([x.reshape(-1, *x.shape[-2:]) for x in xs], safety)
+    working = _working_dtype(xs[0], dtype)
+    if len(xs) > 1 and not _is_half(working):
+        return [y for x in xs for y in iterate([x], triples, safety, dtype, bound)]
+    ys = [_normalized(x.reshape(-1, *x.shape[-2:]), safety) for x in xs]
     ys = ys if bound is None else [bound(y) for y in ys]
-    ys = [y.to(_working_dtype(x, dtype)) for x, y in zip(xs, ys, strict=True)]
-    for some in _batches(ys):
-        these = [ys[i] for i in some]
-        for run in runs(these, triples):
-            these = _apply_quintics(these, run)
-        for i, y in zip(some, these, strict=True):
-            ys[i] = y
+    ys = [y.to(working) for y in ys]
+    for run in runs(ys, triples):
+        ys = apply_quintics(ys, run)
     return [y.reshape(x.shape).to(x.dtype) for x, y in zip(xs, ys, strict=True)]
 
 
-def _batches(ys: Sequence[Tensor]) -> list[list[int]]:
-    """Which of the stacks to iterate together: in bfloat16 all, else those of one form."""
-    if len(ys) == 1 or _is_half(ys[0]):
-        return [list(range(len(ys)))]
-    of_form = [[i for i, y in enumerate(ys) if _is_long(y) == form] for form in (False, True)]
-    return [indices for indices in of_form if indices]
-
-
-def _apply_quintics(ys: Sequence[Tensor], triples: Sequence[Triple]) -> list[Tensor]:
+def apply_quintics(ys: Sequence[Tensor], triples: Sequence[Triple]) -> list[Tensor]:
     """Y <- a Y + B Y, where B = b A + c A² and A = Y Yᵀ, for each triple; Y (batch, m, n) each.
 
-    Y itself is only formed at the end, as α Y + Q Y: until then A and Q are iterated, which are
-    m x m and one batch for all ``ys``: A <- (a + B)² A and α + Q <- (a + B) (α + Q). This is the
-    Gram form; with one triple it is the standard Newton-Schulz step. Tall matrices are multiplied
-    from the right instead.
+    Y itself is only formed at the end: until then its factor and A are iterated, which are m x m
+    and one batch for all ``ys``. This is the Gram form; with one triple it is the standard
+    Newton-Schulz step. Tall matrices are multiplied from the right instead.
     """
-    gram = _grams(ys)
+    grams = [torch.bmm(y.mT, y) if _is_tall(y) else torch.bmm(y, y.mT) for y in ys]
+    gram = grams[0] if len(ys) == 1 else torch.cat(grams)
+    if _is_half(gram.dtype) and len(triples) > 1:
+        factors = _split(_factor(gram, triples), ys)
+        return [
+            torch.bmm(y, factor) if _is_tall(y) else torch.bmm(factor, y)
+            for y, factor in zip(ys, factors, strict=True)
+        ]
+    alpha, q = _parts_of_factor(gram, triples)
+    return [
+        torch.baddbmm(y, y, q, beta=alpha) if _is_tall(y) else torch.baddbmm(y, q, y, beta=alpha)
+        for y, q in zip(ys, _split(q, ys), strict=True)
+    ]
+
+
+def _split(batch: Tensor, ys: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The parts of ``batch`` that belong to each of ``ys``."""
+    return torch.split_with_sizes(batch, [y.shape[0] for y in ys])
+
+
+def _factor(gram: Tensor, triples: Sequence[Triple]) -> Tensor:
+    """The product of the T = a I + b A + c A², where A <- T A T; ``gram`` is the first A.
+
+    In bfloat16, A and T so stay closer to each other than with the identity apart, and products
+    without an addition are faster.
+    """
+    t = factor = _quintic(gram, triples[0])
+    for triple in triples[1:]:
+        gram = torch.bmm(torch.bmm(t, gram), t)
+        t = _quintic(gram, triple)
+        factor = torch.bmm(t, factor)
+    return factor
+
+
+def _quintic(gram: Tensor, triple: Triple) -> Tensor:
+    """T = a I + b A + c A²."""
+    a, b, c = triple
+    t = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    t.diagonal(dim1=-2, dim2=-1).add_(a)
+    return t
+
+
+def _parts_of_factor(gram: Tensor, triples: Sequence[Triple]) -> tuple[float, Tensor]:
+    """α and Q of the factor α I + Q: A <- (a + B)² A and α + Q <- (a + B) (α + Q)."""
     (a, b, c), *others = triples
     polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     alpha, q = a, polynomial
@@ -261,36 +295,14 @@ def _apply_quintics(ys: Sequence[Tensor], triples: Sequence[Triple]) -> list[Ten
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         weighted = torch.add(polynomial, q, alpha=a / alpha)
         alpha, q = a * alpha, torch.baddbmm(weighted, polynomial, q, beta=alpha)
-    parts = torch.split_with_sizes(q, [y.shape[0] for y in ys])
-    return [
-        torch.baddbmm(y, y, q, beta=alpha) if _tall(y) else torch.baddbmm(y, q, y, beta=alpha)
-        for y, q in zip(ys, parts, strict=True)
-    ]
+    return alpha, q
 
 
-def _grams(ys: Sequence[Tensor]) -> Tensor:
-    """Y Yᵀ of wide matrices, Yᵀ Y of tall ones, as one batch (of all ``ys``, m, m)."""
-    factors = [(y.mT, y) if _tall(y) else (y, y.mT) for y in ys]
-    if len(ys) == 1:
-        return torch.bmm(*factors[0])
-    m = min(ys[0].shape[-2:])
-    sizes = [y.shape[0] for y in ys]
-    grams = ys[0].new_empty(sum(sizes), m, m)
-    for (left, right), gram in zip(factors, torch.split_with_sizes(grams, sizes), strict=True):
-        torch.bmm(left, right, out=gram)
-    return grams
+def _is_half(dtype: torch.dtype) -> bool:
+    return dtype in (torch.bfloat16, torch.float16)
 
 
-def _is_half(y: Tensor) -> bool:
-    return y.dtype in (torch.bfloat16, torch.float16)
-
-
-def _is_long(y: Tensor) -> bool:
-    """Whether one side is at least twice the other."""
-    return max(y.shape[-2:]) >= 2 * min(y.shape[-2:])
-
-
-def _tall(y: Tensor) -> bool:
+def _is_tall(y: Tensor) -> bool:
     return y.shape[-2] > y.shape[-1]
 
 
@@ -302,9 +314,9 @@ def runs(ys: Sequence[Tensor], triples: Sequence[Triple]) -> list[list[Triple]]:
     do not share, without bound. There only the last of two steps may do so, and the first step is
     alone.
     """
-    half = _is_half(ys[0])
-    if not any(map(_is_long, ys)):
+    if not any(max(y.shape[-2:]) >= 2 * min(y.shape[-2:]) for y in ys):
         return [[triple] for triple in triples]
+    half = _is_half(ys[0].dtype)
     found, may_go_on = [[triples[0]]], not half
     for a, b, c in triples[1:]:
         if may_go_on and len(found[-1]) < (2 if half else 3):
@@ -315,18 +327,11 @@ def runs(ys: Sequence[Tensor], triples: Sequence[Triple]) -> list[list[Triple]]:
     return found
 
 
-def _normalized(xs: Sequence[Tensor], safety: float) -> list[Tensor]:
-    """x / (``safety`` ‖x‖_F) of each matrix, zero at zero; ``xs``, (batch, m, n) each."""
-    sizes = [x.shape[0] for x in xs]
-    ys = [
-        x * scale
-        for x, scale in zip(xs, torch.split_with_sizes(_inverse_largest(xs), sizes), strict=True)
-    ]
-    norms = [torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True) for y in ys]
-    scales = 1 / (safety * _cat(norms)).clamp(min=torch.finfo(ys[0].dtype).tiny)
-    return [
-        y.mul_(scale) for y, scale in zip(ys, torch.split_with_sizes(scales, sizes), strict=True)
-    ]
+def _normalized(x: Tensor, safety: float) -> Tensor:
+    """``x`` / (``safety`` ‖x‖_F), zero at zero."""
+    y = _unit_scale(x)
+    norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True)
+    return y.mul_(1 / (safety * norm).clamp(min=torch.finfo(x.dtype).tiny))
 
 
 def _bounded_rows(y: Tensor) -> Tensor:
@@ -342,18 +347,8 @@ def _bounded_rows(y: Tensor) -> Tensor:
 
 def _unit_scale(x: Tensor) -> Tensor:
     """``x`` divided by its largest entry: squares of 1e-20 or 1e20 leave the range of float32."""
-    return x * _inverse_largest([x])
-
-
-def _inverse_largest(xs: Sequence[Tensor]) -> Tensor:
-    """1 / max |x_ij| of each matrix, (of all ``xs``, 1, 1)."""
-    highest = _cat([x.amax((-2, -1), keepdim=True) for x in xs])
-    lowest = _cat([x.amin((-2, -1), keepdim=True) for x in xs])
-    return 1 / torch.maximum(highest, -lowest).clamp(min=torch.finfo(highest.dtype).tiny)
-
-
-def _cat(xs: Sequence[Tensor]) -> Tensor:
-    return xs[0] if len(xs) == 1 else torch.cat(list(xs))
+    largest = torch.maximum(x.amax((-2, -1), keepdim=True), -x.amin((-2, -1), keepdim=True))
+    return x * (1 / largest.clamp(min=torch.finfo(x.dtype).tiny))
 
 
 def _working_dtype(x: Tensor, dtype: Precision) -> torch.dtype:

@@ -123,7 +123,7 @@ class SteepestDescent(torch.optim.Optimizer):
         model = LinearModel(value, dual_norm, self.param_groups[0].get("lower_bound"))
         chosen = self.step_size(lr, model, power)
         tau = chosen.tau
-        lengths = tau * dual_norm ** (power - 1) * s
+        lengths = tau * s if power == 1 else tau * dual_norm * s
 
         self._decay(layers, lr if self.decay_by == "lr" else tau)
         sizes = [len(these.g) for these in layers]
@@ -173,27 +173,21 @@ class SteepestDescent(torch.optim.Optimizer):
         layers, g, age = these.layers, these.g, these.age
         for state in these.states:
             state["age"] = age + 1
-        m = self._kept("m", these)
+        m = layers.average("m", these.states)
+        stacks = m.stacks
         past, new = weights(self.momentum_form, self.momentum, age)
-        _accumulate(m, g, past, new)
+        _accumulate(m.of_each, g, past, new)
         if self.momentum_form in LOOKAHEAD:
-            m = [m_of_x.clone() for m_of_x in m]
-            _accumulate(m, g, past, new)
-        beta2 = layers.norm.beta2
-        if beta2 is None:
-            return layers.stacks(m), None
-        v = self._kept("v", these)
-        past, new = weights(self.momentum_form, beta2, age)
-        torch._foreach_mul_(v, past)
-        torch._foreach_addcmul_(v, g, g, value=new)
-        return layers.stacks(m), layers.stacks(v)
-
-    def _kept(self, name: str, these: Ready) -> list[Tensor]:
-        """The average ``name`` of each layer; zeros before its first gradient."""
-        if these.age == 0:
-            for state, zeros in zip(these.states, these.layers.zeros(), strict=True):
-                state[name] = zeros
-        return [state[name] for state in these.states]
+            ahead = [m_of_x.clone() for m_of_x in m.of_each]
+            _accumulate(ahead, g, past, new)
+            stacks = layers.stacks(ahead)
+        if layers.norm.beta2 is None:
+            return stacks, None
+        v = layers.average("v", these.states)
+        past, new = weights(self.momentum_form, layers.norm.beta2, age)
+        torch._foreach_mul_(v.stacks, past)
+        torch._foreach_addcmul_(v.of_each, g, g, value=new)
+        return stacks, v.stacks
 
     def _dual_norms(self, these: Ready, m: list[Tensor], z: list[Tensor]) -> list[Tensor]:
         """‖m‖_* = ⟨m, z⟩, (layers,) of a stack, or what ``nuclear_norm`` takes for it."""
@@ -229,12 +223,12 @@ class SteepestDescent(torch.optim.Optimizer):
         """⟨m, x⟩ with the m of this step, and ⟨g, x⟩, both shape ()."""
         m_x, g_x = [], []
         for these in layers:
-            x, age = these.layers.x, these.age
-            past, new = weights(self.momentum_form, self.momentum, age)
-            g_x.append(_dots(these.g, x))
+            x = _flat(these.layers.x)
+            past, new = weights(self.momentum_form, self.momentum, these.age)
+            g_x.append(_dots(_flat(these.g), x))
             m_x.append(new * g_x[-1])
-            if age > 0:
-                m_x[-1] += past * _dots([state["m"] for state in these.states], x)
+            if these.age > 0:
+                m_x[-1] += past * _dots(_flat([state["m"] for state in these.states]), x)
         return torch.cat(m_x).sum(), torch.cat(g_x).sum()
 
     def _decay(self, layers: Sequence[Ready], step: float | Tensor) -> None:
@@ -361,10 +355,13 @@ def _accumulate(m: list[Tensor], g: list[Tensor], past: float, new: float) -> No
         torch._foreach_add_(m, g, alpha=new)
 
 
+def _flat(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.reshape(-1) for tensor in tensors]
+
+
 def _dots(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """⟨a, b⟩ of each pair, in float64, (pairs,), without a temporary of their size."""
-    pairs = zip(a, b, strict=True)
-    return torch.stack([torch.dot(a_.reshape(-1), b_.reshape(-1)) for a_, b_ in pairs]).double()
+    """⟨a, b⟩ of each pair, (N,), in float64, (pairs,), without a temporary of their size."""
+    return torch.stack(list(map(torch.dot, a, b))).double()
 
 
 def _exchanged(states: Sequence[State], d: Tensor) -> Tensor:

@@ -224,6 +224,7 @@ def test_the_benchmark_runs() -> None:
 
     assert done.returncode == 0, done.stderr
     assert "optlab MuonMax-Momo" in done.stdout and "faster than torch" in done.stdout
+    assert "| products alone |" in done.stdout
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from analysis.__main__ import main
-from analysis.wandb_page import refresh
 from analysis.sweeps import settings
+from analysis.wandb_page import refresh
 from optlab.errors import ConfigError
 from optlab.store import RunStore
 from optlab.sweep import Sweep
