@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand. Exit codes: 0 done, 1 error, 130 stopped by Ctrl-C."""
     args = _parser().parse_args(arguments)
     try:
-        return importlib.import_module(f"optlab.commands.{args.command}").run(args)
+        code = importlib.import_module(f"optlab.commands.{args.command}").run(args)
+        sys.stdout.flush()
+        return code
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import platform
 import socket
 import subprocess
@@ -20,15 +21,24 @@ _PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "scikit-learn", "wandb
 
 @functools.cache
 def collect() -> dict[str, Any]:
-    """Commit, hash of uncommitted changes, versions and host; asked once per process."""
+    """Commit, hash of uncommitted changes, versions and host; asked once per process.
+
+    Code that runs from a snapshot has them from there: the repository around it may have moved on.
+    """
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": _dirty(),
+        **_code(),
         "python": sys.version.split()[0],
         "versions": {package: version(package) for package in _PACKAGES},
         "platform": platform.platform(),
         "host": socket.gethostname(),
     }
+
+
+def _code() -> dict[str, Any]:
+    note = ROOT / "snapshot.json"
+    if note.exists():
+        return json.loads(note.read_text())
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": _dirty()}
 
 
 def _git(*arguments: str) -> str | None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import math
 import os
-import signal
+import socket
 import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any, Literal
 
 import torch
@@ -24,10 +24,16 @@ from . import provenance
 from .build import batch_fingerprint, build, choose_device, weights_fingerprint
 from .card import norm_card
 from .config import Run, Settings
+from .distributed import ONE, Ranks
+from .link import LeaderEnded, Link, Stopped, join
 from .optim.memory import keep_freed_memory
-from .store import Busy, Record, Result, RunStore, write_json
+from .stop import StopFlag
+from .store import Busy, Lease, Record, Result, RunStore, write_json
+from .team import Group, own_device
 from .tracking import Mirror
 from .train import Parts, Progress, random_states, set_random_states, train
+
+_CHECK_EVERY = 5.0  # seconds between two looks at whether the run is still ours
 
 
 @dataclass(frozen=True)
@@ -37,22 +43,6 @@ class Outcome:
     status: Literal["finished", "diverged", "failed", "preempted", "busy"]
     cause: str = ""
     disk_full: bool = False
-
-
-class StopFlag:
-    """Set by a signal; the run saves and stops at the next step boundary."""
-
-    def __init__(self) -> None:
-        self.is_set = False
-
-    def listen(self, *signals: signal.Signals) -> None:
-        """Let these signals set the flag instead of ending the process."""
-        for number in signals:
-            signal.signal(number, self._set)
-
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.is_set = True
 
 
 class UnusableCheckpoint(Exception):
@@ -66,15 +56,30 @@ def run_one(
     *,
     stop: StopFlag,
     report: Callable[[Record], None],
+    ranks: Ranks | None = None,
 ) -> Outcome:
     """Train the frozen run to its end, from its checkpoint where it has one.
 
     Errors of the run itself do not raise: they end it as failed, with the traceback in
-    ``log.txt`` and ``failure.json``.
+    ``log.txt`` and ``failure.json``. Where several processes train the run together, each calls
+    this with its ``ranks``; all return the same outcome, and rank 0 alone writes and reports.
     """
+    if ranks is not None and ranks.together:
+        return _together(run_id, store, settings, stop, report, ranks)
+    return _lead(run_id, store, settings, stop, report, None)
+
+
+def _lead(
+    run_id: str,
+    store: RunStore,
+    settings: Settings,
+    stop: StopFlag,
+    report: Callable[[Record], None],
+    link: Link | None,
+) -> Outcome:
     try:
-        with store.lease(run_id):
-            return _attempt(run_id, store, settings, stop, report)
+        with store.lease(run_id) as lease:
+            return _attempt(run_id, store, settings, lease, stop, report, link)
     except Busy as error:
         return Outcome("busy", str(error))
     except OSError as error:  # the folder itself cannot be used
@@ -85,39 +90,150 @@ def _attempt(
     run_id: str,
     store: RunStore,
     settings: Settings,
+    lease: Lease,
     stop: StopFlag,
     report: Callable[[Record], None],
+    link: Link | None,
 ) -> Outcome:
     result = store.result(run_id)
     if result is not None:  # another process finished it in the meantime
         return Outcome(result.outcome, result.cause)
+    if stop.is_set:
+        return Outcome("preempted", "stopped before it began")
     try:
-        (store.folder(run_id) / "failure.json").unlink(missing_ok=True)
-        store.reserve(run_id)
-        return _Attempt(store.load(run_id), store, settings).go(stop, report)
+        store.begin(run_id)
+        return _Attempt(store.load(run_id), store, settings, lease, link).go(stop, report)
+    except Busy:
+        raise
     except Exception as error:  # a failing run must not end the sweep; it is marked and told
-        cause = f"{type(error).__name__}: {error}"
-        store.fail(run_id, cause, traceback.format_exc())
-        _log(store.folder(run_id), traceback.format_exc())
+        cause, detail = f"{type(error).__name__}: {error}", traceback.format_exc()
+        if link is not None:
+            cause, detail = link.explain(error)
+            if stop.is_set and link.gone:  # the job is being ended, and some processes were first
+                return Outcome("preempted", cause)
+        lease.check()  # not beside a successor
+        _fail(run_id, store, cause, detail)
         return Outcome("failed", cause, getattr(error, "errno", None) == errno.ENOSPC)
 
 
-class _Attempt:
-    """One execution of a run whose lease is held."""
+def _fail(run_id: str, store: RunStore, cause: str, detail: str) -> None:
+    store.fail(run_id, cause, detail)
+    _log(store.folder(run_id), detail)
 
-    def __init__(self, run: Run, store: RunStore, settings: Settings) -> None:
-        self.run, self.store, self.settings = run, store, settings
+
+def _together(
+    run_id: str,
+    store: RunStore,
+    settings: Settings,
+    stop: StopFlag,
+    report: Callable[[Record], None],
+    ranks: Ranks,
+) -> Outcome:
+    """``run_one`` in one of several processes."""
+
+    def bury(cause: str, detail: str) -> None:
+        """Mark the run as failed, for a process that cannot go on in the usual way."""
+        if ranks.leads:  # and holds the lease
+            _fail(run_id, store, cause, detail)
+        else:
+            _fail_if_free(run_id, store, cause, detail)
+
+    try:
+        link = join(ranks, store.folder(run_id), stop, bury)
+    except Stopped:
+        return Outcome("preempted", "stopped before all processes had come")
+    except Exception as error:  # too late, or no way to rank 0
+        cause = f"{type(error).__name__}: {error}"
+        _fail_if_free(run_id, store, cause, traceback.format_exc())
+        return Outcome("failed", cause)
+    try:
+        if not ranks.leads:
+            return _follow(run_id, store, settings, stop, link)
+        outcome = _lead(run_id, store, settings, stop, report, link)
+        gc.collect()  # closes the connections of this process, for which its peers may be waiting
+        link.conclude(asdict(outcome))
+        return outcome
+    finally:
+        link.close()
+
+
+def _follow(
+    run_id: str, store: RunStore, settings: Settings, stop: StopFlag, link: Link
+) -> Outcome:
+    """Train along with rank 0, which writes; the outcome is what rank 0 says."""
+    failure = None
+    try:
+        _Attempt(store.load(run_id), store, settings, None, link).go(stop, lambda record: None)
+    except LeaderEnded:
+        pass
+    except Exception as error:  # told to rank 0, or found there
+        failure = link.explain(error)
+    gc.collect()  # as above
+    outcome = link.outcome()
+    if outcome is not None:
+        return Outcome(**outcome)
+    cause, detail = failure or ("rank 0 is gone", "rank 0 is gone")
+    if stop.is_set:  # the job is being ended, and rank 0 was first
+        return Outcome("preempted", cause)
+    _fail_if_free(run_id, store, cause, detail)
+    return Outcome("failed", cause)
+
+
+def _fail_if_free(run_id: str, store: RunStore, cause: str, detail: str) -> None:
+    """Mark a run as failed for a process that is gone, unless another one has taken the run."""
+    if not store.folder(run_id).is_dir():  # it never began
+        return
+    try:
+        with store.lease(run_id):
+            if not store.is_done(run_id):
+                _fail(run_id, store, cause, detail)
+    except Busy:
+        pass
+
+
+class _Attempt:
+    """One execution of a run whose lease is held, by this process or by its rank 0."""
+
+    def __init__(
+        self,
+        run: Run,
+        store: RunStore,
+        settings: Settings,
+        lease: Lease | None,  # None in the processes that do not write
+        link: Link | None,
+    ) -> None:
+        self.run, self.store, self.settings, self.lease = run, store, settings, lease
+        self.link, self.ranks = link, ONE if link is None else link.ranks
         self.folder = store.folder(run.id)
         self.checkpoint = self.folder / "checkpoint.pt"
 
     def go(self, stop: StopFlag, report: Callable[[Record], None]) -> Outcome:
         torch.set_num_threads(self.settings.runtime.threads)
         keep_freed_memory()
-        parts = build(self.run, choose_device(self.settings.runtime.device))
+        device = choose_device(self.settings.runtime.device)
+        if self.link is None:
+            return self._go(device, None, stop, report)
+        with Group(self.link, own_device(device, self.ranks.local_rank), stop) as group:
+            return self._go(group.device, group, stop, report)
+
+    def _go(
+        self,
+        device: torch.device,
+        group: Group | None,
+        stop: StopFlag,
+        report: Callable[[Record], None],
+    ) -> Outcome:
+        parts = build(self.run, device)
         prints = weights_fingerprint(parts.model), batch_fingerprint(parts.data.train(0))
-        parts, progress = self._resume(parts)
-        self._write_meta(parts, prints, progress)
-        mirror = Mirror.start(self.run, self.folder, self.settings.tracking)
+        parts, progress = self._resume(parts) if self.ranks.leads else self._resume_along(parts)
+        if group is not None:
+            self._tell_resume(progress)
+            replica = group.replicate(parts.model, parts.optimizer, self.run.train.batch_size)
+            parts = replace(parts, team=group, replica=replica)
+        mirror = Mirror(self.folder)
+        if self.ranks.leads:
+            self._write_meta(parts, prints, progress)
+            mirror = Mirror.start(self.run, self.folder, self.settings.tracking)
         try:
             outcome = self._train(parts, progress, mirror, stop, report)
             if outcome is None:
@@ -136,23 +252,32 @@ class _Attempt:
         report: Callable[[Record], None],
     ) -> Outcome | None:
         """Train to the end (None) or to a stop, saving on the way."""
-        saved = time.monotonic()
+        saved = checked = time.monotonic()
         for record in train(parts, self.run.train, progress):
             if record is not None:
                 self._keep(record, mirror, report)
             if progress.finished:
                 break
+            if self.lease is not None and time.monotonic() - checked > _CHECK_EVERY:
+                self.lease.check()
+                checked = time.monotonic()
             due = time.monotonic() - saved > self.settings.runtime.checkpoint_every
-            if stop.is_set or due:
+            stops = parts.team.stops(stop)
+            if stops or due:
                 self._save(parts, progress)
                 saved = time.monotonic()
-            if stop.is_set:
+            if stops:
                 self._log(f"Stopped by a signal at step {progress.step}; saved.")
                 mirror.finish("preempted", {})
+                if self.lease is not None:
+                    self.store.preempt(self.run.id, progress.step)
                 return Outcome("preempted", f"stopped at step {progress.step}")
         return None
 
     def _keep(self, record: Record, mirror: Mirror, report: Callable[[Record], None]) -> None:
+        if self.lease is None:
+            return
+        self.lease.check()
         self.store.append(self.run.id, record)
         mirror.log(record)
         report(record)
@@ -160,6 +285,8 @@ class _Attempt:
     def _finish(
         self, parts: Parts, progress: Progress, prints: tuple[str, str], mirror: Mirror
     ) -> Outcome:
+        if self.lease is None:
+            return Outcome("diverged" if progress.cause else "finished", progress.cause)
         last = self.store.records(self.run.id)[-1]
         outcome = "diverged" if progress.cause else "finished"
         result = Result(
@@ -178,6 +305,7 @@ class _Attempt:
             capped_steps=capped_steps(self.store.records(self.run.id)),
         )
         mirror.finish(outcome, asdict(result))
+        self.lease.check()
         self._log(f"{outcome} at step {progress.step}. {progress.cause}".strip())
         self.store.finish(self.run.id, result)
         return Outcome(outcome, progress.cause)
@@ -199,7 +327,29 @@ class _Attempt:
         self._log(f"Resumed at step {progress.step}.")
         return parts, progress
 
+    def _resume_along(self, parts: Parts) -> tuple[Parts, Progress]:
+        """What rank 0 goes on from, from the same checkpoint."""
+        assert self.link is not None
+        told = self.link.hear()
+        if not told["checkpoint"]:
+            return parts, Progress()
+        if checkpoint_digest(self.checkpoint) != told["checkpoint"]:
+            raise RuntimeError(
+                f"Rank 0 has read another {self.checkpoint} than this process on"
+                f" {socket.gethostname()}: is the folder of the runs shared by all nodes?"
+            )
+        return parts, self._load(parts)
+
+    def _tell_resume(self, progress: Progress) -> None:
+        if self.link is not None and self.ranks.leads:
+            resumes = progress.records > 0
+            digest = checkpoint_digest(self.checkpoint) if resumes else ""
+            self.link.tell({"checkpoint": digest})
+
     def _save(self, parts: Parts, progress: Progress) -> None:
+        if self.lease is None:
+            return
+        self.lease.check()
         content = {
             "run": self.run.id,
             "progress": asdict(progress),
@@ -230,6 +380,8 @@ class _Attempt:
             **provenance.collect(),
             "device": provenance.device_name(parts.device),
             "threads": self.settings.runtime.threads,
+            "processes": self.ranks.world,
+            "hosts": self.link.hosts if self.link else [socket.gethostname()],
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "from_step": progress.step,
             "weights_fingerprint": prints[0],
@@ -239,6 +391,8 @@ class _Attempt:
         write_json(self.folder / "norms.json", norm_card(self.run).as_json())
 
     def _log(self, line: str) -> None:
+        if not self.ranks.leads:
+            return
         _log(self.folder, line)
 
 
@@ -301,6 +455,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if digest.digest() != file.read():
             raise ValueError("it is torn or corrupt: its content does not have its checksum")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def checkpoint_digest(path: Path) -> str:
+    """The checksum that ``save_checkpoint`` wrote, as hex digits."""
+    size = hashlib.sha256().digest_size
+    with path.open("rb") as file:
+        file.seek(-size, os.SEEK_END)
+        return file.read().hex()
 
 
 def _log(folder: Path, text: str) -> None:

@@ -3,8 +3,9 @@
 ``runs/<id>/`` holds ``config.yaml`` (resolved, frozen at launch), ``job.json`` (labels),
 ``records.jsonl`` (one line per record), ``checkpoint.pt`` (while unfinished), ``log.txt``,
 ``meta.json`` (provenance), ``norms.json`` (which norm each parameter got), ``failure.json`` (why it
-failed, until it is run again) and ``result.json``, written last: its existence is "done". ``lock``
-is held by whoever writes the run.
+failed, until it is run again), ``preempted.json`` (where it was stopped, until it goes on) and
+``result.json``, written last: its existence is "done". ``lock`` is held by whoever writes the run,
+and ``owner.json`` says who that is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 Status = Literal["finished", "diverged", "failed", "preempted", "running", "missing"]
 DONE = ("finished", "diverged")
 
-_LEASE_TRIES = 10
+_LEASE_WAIT = 0.2  # seconds
+_TAKEOVER = 60.0  # seconds
 _RESERVE = 64 * 1024  # bytes kept back in a run's folder, so that a full disk can still be reported
 
 RUN_COLUMNS = (
@@ -126,6 +129,57 @@ class Busy(Exception):
     """Another process writes this run."""
 
 
+@dataclass(frozen=True)
+class Owner:
+    """Who writes a run: a process, and the job and its attempt where it is in one."""
+
+    host: str
+    pid: int
+    job: str  # '' outside of a job
+    attempt: int  # restarts of the job so far
+
+    @classmethod
+    def here(cls) -> Owner:
+        """This process."""
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
+        attempt = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        return cls(socket.gethostname(), os.getpid(), job, attempt)
+
+    def succeeds(self, other: Owner) -> bool:
+        """Whether this is a later attempt of the same job, so that the other is a leftover."""
+        return bool(self.job) and self.job == other.job and self.attempt > other.attempt
+
+
+class Lease:
+    """The right to write a run, for as long as nobody has taken it over."""
+
+    def __init__(self, path: Path, owner: Owner) -> None:
+        self._path, self._owner = path, owner
+
+    def claim(self) -> None:
+        """Take the run over; its previous owner finds out before it writes again."""
+        write_json(self._path, asdict(self._owner))
+
+    def check(self) -> None:
+        """Raise ``Busy`` if another process has taken the run over.
+
+        A file and not the lock is asked: where locks do not reach across machines, or where this
+        process was cut off for a while, it may hold a lock that is worth nothing.
+        """
+        now = recorded_owner(self._path)
+        if now != self._owner:
+            whose = f"process {now.pid} on {now.host}" if now else "another process"
+            job = f" (job {now.job}, attempt {now.attempt})" if now and now.job else ""
+            raise Busy(f"The run was taken over by {whose}{job}; this one writes no more.")
+
+
+def recorded_owner(path: Path) -> Owner | None:
+    """The owner that an ``owner.json`` names; None where there is none."""
+    content = read_if_there(path)
+    return Owner(**content) if content else None
+
+
 class RunStore:
     """The runs below the folder ``root``."""
 
@@ -173,7 +227,7 @@ class RunStore:
 
     def result(self, run_id: str) -> Result | None:
         """The result of a run that is done; None if it is not, or if the file is damaged."""
-        content = _read_if_there(self.folder(run_id) / "result.json")
+        content = read_if_there(self.folder(run_id) / "result.json")
         if content is None or not _REQUIRED <= set(content) <= _KNOWN:
             return None
         return Result(**content)
@@ -194,24 +248,32 @@ class RunStore:
         return "preempted" if (folder / "records.jsonl").exists() else "missing"
 
     @contextlib.contextmanager
-    def lease(self, run_id: str) -> Iterator[None]:
+    def lease(self, run_id: str, *, takeover: float = _TAKEOVER) -> Iterator[Lease]:
         """The exclusive right to write a run; the system takes it back when the process ends.
+
+        A requeued job takes a run over from what is left of its attempt before, for which it waits
+        ``takeover`` seconds at most: that one notices, and ends without writing.
 
         Raises:
             Busy: another process has it.
         """
+        owner = Owner.here()
+        path = self.folder(run_id) / "owner.json"
+        lease = Lease(path, owner)
         with (self.folder(run_id) / "lock").open("a+") as file:
-            for _ in range(_LEASE_TRIES):
-                if _lock(file):
-                    break
-                time.sleep(0.02)  # held for good, or for a moment by somebody's look at the status
-            else:
-                file.seek(0)
-                raise Busy(f"Run {run_id} is being written by process {file.read()}.")
+            # Held for good, or for a moment by somebody's look at the status.
+            if not _lock_within(file, _LEASE_WAIT):
+                before = recorded_owner(path)
+                if before is None or not owner.succeeds(before):
+                    file.seek(0)
+                    raise Busy(f"Run {run_id} is being written by process {file.read()}.")
+                lease.claim()
+                _lock_within(file, takeover)  # a leftover that hangs writes nothing either
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            yield
+            lease.claim()
+            yield lease
 
     def reserve(self, run_id: str) -> None:
         """Keep some bytes of disk back, for the report that the disk is full."""
@@ -255,8 +317,18 @@ class RunStore:
         """Write the result, last of the run's files and by rename; clear what resuming needs."""
         folder = self.folder(run_id)
         write_json(folder / "result.json", asdict(result))
-        for name in ("checkpoint.pt", "failure.json", "reserve"):
+        for name in ("checkpoint.pt", "failure.json", "preempted.json", "reserve"):
             (folder / name).unlink(missing_ok=True)
+
+    def preempt(self, run_id: str, step: int) -> None:
+        """Note that a run was saved and stopped on purpose, at ``step``."""
+        write_json(self.folder(run_id) / "preempted.json", {"step": step})
+
+    def begin(self, run_id: str) -> None:
+        """Clear what the attempt before has left to say, and keep back the reserve."""
+        for name in ("failure.json", "preempted.json"):
+            (self.folder(run_id) / name).unlink(missing_ok=True)
+        self.reserve(run_id)
 
     def fail(self, run_id: str, cause: str, detail: str) -> None:
         """Mark a run as failed; it will be tried again when it is launched again."""
@@ -266,7 +338,7 @@ class RunStore:
 
     def failure(self, run_id: str) -> dict[str, str] | None:
         """Cause and detail of a failed run, else None."""
-        return _read_if_there(self.folder(run_id) / "failure.json")
+        return read_if_there(self.folder(run_id) / "failure.json")
 
     def runs_table(self, runs: Sequence[Run], certified: Sequence[Certified] = ()) -> pd.DataFrame:
         """One row per run, with the columns ``RUN_COLUMNS``; runs that do not exist are missing.
@@ -348,6 +420,16 @@ def _is_locked(path: Path) -> bool:
         return False
 
 
+def _lock_within(file: IO[str], seconds: float) -> bool:
+    """Take the lock of an open file as soon as it is free."""
+    deadline = time.monotonic() + seconds
+    while not _lock(file):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def _lock(file: IO[str]) -> bool:
     """Take the lock of an open file, unless another process has it."""
     try:
@@ -359,32 +441,36 @@ def _lock(file: IO[str]) -> bool:
     return True
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is either whole or not there: temporary file, sync, rename."""
+def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Write a file so that it is either whole or not there: temporary file, sync, rename.
+
+    Without ``sync`` this holds when the process dies, but not when the machine does.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, content: str) -> None:
-    write_bytes(path, content.encode())
+def write_text(path: Path, content: str, *, sync: bool = True) -> None:
+    write_bytes(path, content.encode(), sync=sync)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(_encode(content), indent=1) + "\n")
+def write_json(path: Path, content: Mapping[str, Any], *, sync: bool = True) -> None:
+    write_text(path, json.dumps(_encode(content), indent=1) + "\n", sync=sync)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     return _decode(json.loads(path.read_text()))
 
 
-def _read_if_there(path: Path) -> dict[str, Any] | None:
+def read_if_there(path: Path) -> dict[str, Any] | None:
     """The content of a JSON file; None where there is none, or none that can be read."""
     try:
         return read_json(path)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import shlex
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,14 @@ from .config import (
 from .errors import ConfigError, nearest
 from .extend import Extend, grid_point, parse_extend
 from .extension import LR, CurveIds, overrides_of
+from .resources import Request, check_keys
 
 DEFAULT = "demo"
 FIGURES = ROOT / "analysis" / "figures"
-_KEYS = ("fixed", "grid", "seeds", "figures", "extend")
+_KEYS = ("fixed", "grid", "seeds", "figures", "resources", "budget", "extend")
+_RESOURCES = "resources"  # of a block; travels as an axis of one value, which is no override
+_GPU_HOURS = "budget.gpu_hours"  # as an override; says nothing about the runs
 _LOG_KEYS = ("log10", "per_decade")
-_PARALLEL = ("runs", "points")  # the fields of ``Sweep`` with an entry a run
 _BY = "by"  # of a certified point: the learning rate of the run that it repeats; no override
 
 Axes = dict[str, list[Any]]  # override key -> values; the product of the axes is a block of runs
@@ -59,7 +62,9 @@ class Sweep:
     figures: tuple[str, ...]
     settings: Settings
     notes: tuple[str, ...] = ()  # what a reader of the sweep should know
+    resources: tuple[Request, ...] = ()  # asked for by each run's files, parallel to ``runs``
     budget: float | None = None  # GPU-hours that the sweep may cost in all; None: any number
+    only: frozenset[str] | None = None  # ids of the runs that a launch may start; None: all
     file: str = ""  # that it grows with, below sweeps/; '' where the command line states the lrs
     extend: Extend | None = None  # how its grids of learning rates grow; None: they stay
     certified: tuple[Certified, ...] = ()  # not among ``runs``: need not be trained
@@ -70,6 +75,7 @@ class Sweep:
 class _Declared:
     blocks: list[Axes]
     figures: tuple[str, ...]
+    budget: float | None
     extend: Extend | None
 
 
@@ -90,7 +96,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Sweep:
     changes, outside = _split(overrides)
     blocks = _changed(declared.blocks, changes, f"sweeps/{name}.yaml")
     command = shlex.join([f"sweeps={name}", *overrides])
-
+    outside = {_GPU_HOURS: declared.budget, **outside}
     composer = Composer()
     added, certified = _extension(name, blocks, changes, outside, composer)
     where, figures = f"sweeps/{name}.yaml", declared.figures
@@ -110,7 +116,7 @@ def _extension(
 
     Of its own curves: what was added to others, under other overrides, is not this sweep's.
     """
-    _, settings = composer.run(outside)
+    _, settings = composer.run({key: outside[key] for key in outside if key != _GPU_HOURS})
     extension = extensions.read(extensions.path_of(settings.runtime.runs_folder, name))
     if not extension.rounds or LR in changes:
         return [], []
@@ -135,7 +141,7 @@ def _with_certified(sweep: Sweep, composer: Composer, points: list[Point], added
         by = point.pop(_BY)
         run, _ = composer.run(overrides_of(point))
         source, _ = composer.run({**overrides_of(point), LR: by})
-        certified[run.id] = (point, Certified(run, source))
+        certified[run.id] = (overrides_of(point), Certified(run, source))
     for run in sweep.runs:  # declared or added after all
         certified.pop(run.id, None)
     notes = [f"{added} of its runs were added by python -m optlab extend."] if added else []
@@ -171,13 +177,6 @@ def from_arguments(arguments: Sequence[str]) -> Sweep:
         return load(named[-1].removeprefix("sweeps="), overrides)
     axes, _ = _split(overrides)
     return ad_hoc(overrides) if axes else load(DEFAULT, overrides)
-
-
-def restricted(sweep: Sweep, ids: Container[str]) -> Sweep:
-    """The sweep of those of its runs that have these ids."""
-    kept = [index for index, run in enumerate(sweep.runs) if run.id in ids]
-    parts = {name: tuple(getattr(sweep, name)[index] for index in kept) for name in _PARALLEL}
-    return replace(sweep, **parts, notes=())
 
 
 def check_sweep(name: str) -> None:
@@ -219,12 +218,13 @@ def _declared(path: Path) -> _Declared:
         raise ConfigError(f"{where}: grid must be a list of blocks, not {grid!r}.")
     if not grid:
         raise ConfigError(f"{where}: the grid is empty. State at least one block under 'grid'.")
-    blocks = [{**fixed, **_axes(block, where), **seeds} for block in grid]
+    shared = _resources(content.get(_RESOURCES), where)
+    blocks = [{**fixed, **_axes(block, where, shared), **seeds} for block in grid]
     extend = None if content.get("extend") is None else parse_extend(content["extend"], where)
     if extend and not any(LR in block for block in blocks):
         raise ConfigError(f"{where}: extend has nothing to extend: no block has the axis '{LR}'.")
     figures = _figures(content.get("figures") or ["lr_sensitivity"], where)
-    return _Declared(blocks, figures, extend)
+    return _Declared(blocks, figures, _budget(content.get("budget"), where), extend)
 
 
 def _figures(value: Any, where: str) -> tuple[str, ...]:
@@ -240,6 +240,23 @@ def _figures(value: Any, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _budget(value: Any, where: str) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or list(value) != ["gpu_hours"]:
+        raise ConfigError(f"{where}: budget must be {{gpu_hours: number}}, not {value!r}.")
+    return _gpu_hours(value["gpu_hours"], where)
+
+
+def _gpu_hours(value: Any, where: str) -> float | None:
+    if value is not None and (type(value) not in (int, float) or not 0 <= value < math.inf):
+        raise ConfigError(
+            f"{where}: budget.gpu_hours must be a number of at least 0, or null for no budget, "
+            f"not {value!r}."
+        )
+    return value
+
+
 def _seeds(value: Any, where: str) -> list[int]:
     seeds = list(range(value)) if type(value) is int else value
     if not isinstance(seeds, list) or not seeds or any(type(seed) is not int for seed in seeds):
@@ -247,15 +264,25 @@ def _seeds(value: Any, where: str) -> list[int]:
     return seeds
 
 
-def _axes(block: Any, where: str) -> Axes:
+def _resources(value: Any, where: str) -> Request:
+    if value is None:
+        return {}
+    check_keys(value, where)
+    return value
+
+
+def _axes(block: Any, where: str, shared: Request) -> Axes:
     if not isinstance(block, dict) or not block:
         raise ConfigError(
             f"{where}: the grid has a block without axes ({block!r}); state some, such as "
             "'optimizer: [adamw]' and 'optimizer.lr: {log10: [-4, 0], per_decade: 2}'."
         )
-    for key in block:
-        _refuse_setting(str(key), where)
-    return {str(key): _values(str(key), value, where) for key, value in block.items()}
+    asked = {**shared, **_resources(block.get(_RESOURCES), where)}
+    axes = {str(key): value for key, value in block.items() if key != _RESOURCES}
+    for key in axes:
+        _refuse_setting(key, where)
+    values = {key: _values(key, value, where) for key, value in axes.items()}
+    return {**values, _RESOURCES: [asked]} if asked else values
 
 
 def _refuse_setting(key: str, where: str) -> None:
@@ -311,7 +338,7 @@ def _split(overrides: Sequence[str]) -> tuple[Axes, Point]:
     given = unique([(str(parse_override(text).key_or_group), text) for text in overrides])
     for key, text in given.items():
         values = override_values(text)
-        if key.split(".")[0] not in OUTSIDE_ID:
+        if key.split(".")[0] not in (*OUTSIDE_ID, "budget"):
             axes[key] = values
         elif len(values) == 1:
             outside[key] = values[0]
@@ -365,16 +392,19 @@ def _compose(
     composer: Composer,
 ) -> Sweep:
     points = [point for block in blocks for point in _product(block)]
+    budget = _gpu_hours(outside.pop(_GPU_HOURS, None), "The command line")
     problems: Counter[str] = Counter()
     twins: Counter[tuple[str, str]] = Counter()
-    runs: dict[str, tuple[Run, Point, Settings]] = {}
+    runs: dict[str, tuple[Run, Point, Settings, Request]] = {}
     for point in points:
+        asked = point.pop(_RESOURCES, {})
         try:
             run, settings = composer.run({**point, **outside})
         except ConfigError as error:
             problems[str(error)] += 1
         else:
-            first, _, _ = runs.setdefault(run.id, (run, point, settings))
+            item = (run, point, settings, {**settings.resources, **asked})
+            first, *_ = runs.setdefault(run.id, item)
             if first.choices != run.choices:
                 twins[_options(first), _options(run)] += 1
     if problems:
@@ -384,8 +414,8 @@ def _compose(
     return Sweep(
         name,
         command,
-        tuple(run for run, _, _ in ordered),
-        tuple(point for _, point, _ in ordered),
+        tuple(run for run, *_ in ordered),
+        tuple(point for _, point, *_ in ordered),
         figures,
         ordered[0][2],
         tuple(
@@ -393,6 +423,8 @@ def _compose(
             f"stand once, as {first}."
             for (first, other), count in twins.items()
         ),
+        tuple(asked for *_, asked in ordered),
+        budget,
     )
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import TrainConfig
 from .data.base import Batch, Data
 from .schedule import Schedule
 from .store import Record
+from .team import Alone, Team, state_tensors
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,13 @@ class Parts:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     device: torch.device
+    team: Team = field(default_factory=Alone)
+    replica: Callable[[Tensor], Tensor] | None = None  # the model, in a team of several processes
+
+    @property
+    def forward(self) -> Callable[[Tensor], Tensor]:
+        """The forward pass to train by."""
+        return self.model if self.replica is None else self.replica
 
 
 @dataclass
@@ -75,13 +83,16 @@ def _advance(parts: Parts, config: TrainConfig, progress: Progress) -> None:
     lr_factor = parts.schedule(progress.step, config.steps)
     for group in parts.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * lr_factor
-    inputs, targets = _to_device(parts.data.train(progress.step), parts.device)
+    batch = parts.team.shard(parts.data.train(progress.step))
+    inputs, targets = _to_device(batch, parts.device)
+    share = len(targets) / config.batch_size  # of the batch, for this process
     parts.model.train()
     parts.optimizer.zero_grad()
-    loss = parts.data.loss(parts.model(inputs), targets)
+    part_loss = parts.data.loss(parts.forward(inputs), targets)
+    loss = parts.team.mean(part_loss, share)
     progress.cause = _diverged(loss.item(), config, progress)
     if not progress.cause:
-        loss.backward()
+        parts.team.backward(part_loss, share)
         parts.optimizer.step(lambda: loss)  # type: ignore[arg-type]  # torch types it as float
         progress.step += 1
     progress.seconds += time.perf_counter() - started
@@ -108,6 +119,7 @@ def _exploded(parts: Parts, config: TrainConfig, progress: Progress) -> str:
 
 def _record(parts: Parts, config: TrainConfig, progress: Progress) -> Record:
     """A full evaluation; starts a new mean of the training loss."""
+    parts.team.check_alike(state_tensors(parts.model, parts.optimizer))
     values = evaluate(parts)
     group = parts.optimizer.param_groups[0]
     train_loss = progress.loss_sum / progress.loss_count if progress.loss_count else math.nan
@@ -143,15 +155,23 @@ def evaluate(parts: Parts) -> dict[str, float]:
     """Loss and metrics over the whole validation set, means over its targets."""
     parts.model.eval()
     functions = {"loss": parts.data.loss, **parts.data.metrics}
-    sums = dict.fromkeys(functions, 0.0)
-    count = 0
-    for batch in parts.data.val:
-        inputs, targets = _to_device(batch, parts.device)
+    val = parts.data.val
+    table = torch.zeros(len(val), len(functions) + 1, dtype=torch.float64)  # sums and counts
+    for index in parts.team.turns(len(val)):
+        inputs, targets = _to_device(val[index], parts.device)
         outputs = parts.model(inputs)
-        for name, function in functions.items():
-            sums[name] += function(outputs, targets).item() * targets.numel()
-        count += targets.numel()
-    return {name: total / count for name, total in sums.items()}
+        means = [function(outputs, targets).item() for function in functions.values()]
+        table[index] = torch.tensor([*(mean * targets.numel() for mean in means), targets.numel()])
+    *sums, count = _column_sums(parts.team.filled(table))
+    return {name: total / count for name, total in zip(functions, sums, strict=True)}
+
+
+def _column_sums(table: Tensor) -> list[float]:
+    """Added up row by row: the same bits whoever has filled the rows."""
+    sums = [0.0] * table.shape[1]
+    for row in table.tolist():
+        sums = [total + value for total, value in zip(sums, row, strict=True)]
+    return sums
 
 
 def _weight_norm(model: nn.Module) -> float:
@@ -167,12 +187,12 @@ def random_states() -> dict[str, Any]:
     """Every generator that training may draw from, as tensors."""
     states: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+        states["cuda"] = torch.cuda.get_rng_state()  # of this process's GPU, one of any number
     return states
 
 
 def set_random_states(states: dict[str, Any]) -> None:
     """Undo what was drawn since ``random_states``."""
     torch.set_rng_state(states["cpu"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -15,7 +15,7 @@ from optlab.launch.rounds import extend_rounds
 from optlab.store import RunStore
 from optlab.sweep import from_arguments
 
-from .launcher import HereLauncher, LocalLauncher
+from .launcher import HereLauncher, LocalLauncher, SlurmLauncher
 
 
 class OptlabSweeper(Sweeper):
@@ -36,17 +36,17 @@ class OptlabSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         launcher = self._launcher
-        if not isinstance(launcher, HereLauncher | LocalLauncher):
+        if not isinstance(launcher, HereLauncher | LocalLauncher | SlurmLauncher):
             raise ConfigError(
                 f"The launcher {type(launcher).__name__} cannot launch optlab's sweeps: use "
-                "hydra/launcher=local or hydra/launcher=here."
+                "hydra/launcher=local, here or slurm."
             )
         sweep = from_arguments(arguments)
         store = RunStore(sweep.settings.runtime.runs_folder)
         report = Report() if self._extend else launcher.launch_sweep(sweep, store)
         if launcher.dry_run:
             return
-        if self._extend or (sweep.extend and report.ok):
+        if not report.waiting and (self._extend or (sweep.extend and report.ok)):
             report = extend_rounds(
                 lambda: from_arguments(arguments),
                 store,
@@ -56,6 +56,15 @@ class OptlabSweeper(Sweeper):
                 refine=self._refine,
             )
             sweep = from_arguments(arguments)
+        if report.waiting:
+            print(
+                f"{report.waiting} runs are queued or running. Watch: python -m optlab status "
+                f"{sweep.command.removeprefix('sweeps=')}; tables and figures: "
+                f"python -m analysis {sweep.command.removeprefix('sweeps=')}."
+            )
+            if sweep.extend:
+                print(f"When they are done: python -m optlab extend {sweep.file}.")
+            return
         from analysis.sweeps import analyse_sweep  # half a second of pandas and matplotlib
 
         text = analyse_sweep(sweep)

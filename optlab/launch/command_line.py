@@ -10,9 +10,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
+from hydra import compose
+from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.types import HydraContext
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -21,14 +25,17 @@ from ..config import (
     Settings,
     check_option,
     compose_run,
+    config_loader,
     is_group,
     override_values,
     parse_override,
 )
+from ..distributed import Ranks, check_share, ranks_from_environment
 from ..errors import ConfigError
 from ..store import RunStore, check_writable
-from ..sweep import load
+from ..sweep import Sweep, load
 from .here import train_here
+from .launch import Report
 
 
 @contextlib.contextmanager
@@ -55,6 +62,7 @@ def _check(arguments: Sequence[str]) -> None:
     flags = [argument for argument in arguments if argument.startswith("-")]
     overrides = [argument for argument in arguments if "=" in argument and argument not in flags]
     if {"-m", "--multirun"} & set(flags):
+        _check_alone(ranks_from_environment())
         if {"--cfg", "-c"} & set(flags):
             raise ConfigError(
                 "--cfg shows one run, so it does not go with -m; for the plan of a sweep add "
@@ -73,6 +81,15 @@ def _check(arguments: Sequence[str]) -> None:
     for override in overrides:
         _check_options(override)
     compose_run([override for override in overrides if not override.startswith("hydra")])
+
+
+def _check_alone(ranks: Ranks) -> None:
+    if ranks.together:
+        raise ConfigError(
+            f"A sweep is launched by one process, and srun or torchrun has started {ranks.world} of"
+            " this one: start `python launch.py -m` once. Several processes train one run together:"
+            " srun or torchrun with launch.py without -m, or gpus_per_run of the slurm launcher."
+        )
 
 
 def _check_options(text: str) -> None:
@@ -96,6 +113,29 @@ def _as_axis(argument: str, overrides: Sequence[str]) -> str:
     return f"{key}=choice({value})"
 
 
+def launch_again(sweep: Sweep, store: RunStore, words: Sequence[str]) -> Report:
+    """Launch a sweep as ``launch.py -m`` would with the launcher's settings ``words``.
+
+    ``words`` are overrides such as ``hydra/launcher=slurm`` and ``hydra.launcher.time=60``.
+    """
+    try:
+        loader = config_loader()
+        config = compose("config", list(words), return_hydra_config=True)
+        context = HydraContext(config_loader=loader, callbacks=Callbacks())
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=_no_task, config=config
+        )
+    except HydraException as error:
+        cause = error.__cause__
+        raise ConfigError(str(cause if isinstance(cause, ConfigError) else error)) from error
+    return launcher.launch_sweep(sweep, store)  # type: ignore[attr-defined]  # ours, all of them
+
+
+def _no_task(config: object) -> None:
+    """The task that Hydra wants to know, and that launching a sweep does not call."""
+    del config
+
+
 def train_one() -> None:
     """Train the run that Hydra's command line stands for; exits with 1 where it cannot."""
     try:
@@ -106,18 +146,25 @@ def train_one() -> None:
 
 def _train_one() -> None:
     run, settings = compose_run(list(HydraConfig.get().overrides.task))
+    ranks = ranks_from_environment()
     store = RunStore(settings.runtime.runs_folder)
-    check_writable(store.root, "runtime.runs")
+    check_share(run.train.batch_size, ranks.world)
+    if ranks.leads:
+        check_writable(store.root, "runtime.runs")
     if not store.is_done(run.id):
         from ..build import check  # imports torch
 
         check(run)
+    if not ranks.leads:  # rank 0 writes and speaks
+        if not store.is_done(run.id):
+            _train(run, store, settings, ranks)
+        return
     _say(f"Run {run.id} ({run.name}) in {store.folder(run.id)}")
     if store.is_done(run.id):
         _say("It is done already; delete its folder to train it again.")
     else:
         store.freeze(run)
-        _train(run, store, settings)
+        _train(run, store, settings, ranks)
     result = store.result(run.id)
     if result is not None:
         cause = f" ({result.cause})" if result.cause else ""
@@ -127,10 +174,11 @@ def _train_one() -> None:
         )
 
 
-def _train(run: Run, store: RunStore, settings: Settings) -> None:
-    status, cause, _ = train_here(run, store, settings, _say)
+def _train(run: Run, store: RunStore, settings: Settings, ranks: Ranks) -> None:
+    status, cause, _ = train_here(run, store, settings, _say, ranks)
     if status == "preempted":
-        _say("Saved; the same command goes on.")
+        if ranks.leads:
+            _say("Saved; the same command goes on.")
         raise KeyboardInterrupt
     if status == "failed":
         raise ConfigError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 
 from ..config import Run, Settings
+from ..distributed import ONE, Ranks
+from ..stop import StopFlag
 from ..store import Record, RunStore
 from ..sweep import Sweep
 from .launch import Report, Say, conclude, prepare, refuse, representatives
@@ -34,9 +36,11 @@ def launch_here(sweep: Sweep, store: RunStore, say: Say, *, dry_run: bool) -> Re
     return report
 
 
-def train_here(run: Run, store: RunStore, settings: Settings, say: Say) -> tuple[str, str, bool]:
+def train_here(
+    run: Run, store: RunStore, settings: Settings, say: Say, ranks: Ranks = ONE
+) -> tuple[str, str, bool]:
     """Train one frozen run, saying every record; (status, cause, whether the disk is full)."""
-    from ..run import StopFlag, run_one  # imports torch
+    from ..run import run_one  # imports torch
 
     def report(record: Record) -> None:
         say(
@@ -48,7 +52,7 @@ def train_here(run: Run, store: RunStore, settings: Settings, say: Say) -> tuple
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     stop.listen(*before)
     try:
-        outcome = run_one(run.id, store, settings, stop=stop, report=report)
+        outcome = run_one(run.id, store, settings, stop=stop, report=report, ranks=ranks)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -11,7 +11,7 @@ from ..config import Run
 from ..errors import ConfigError
 from ..store import RunStore, check_writable
 from ..sweep import Sweep
-from .plan import Plan, describe, make_plan
+from .plan import Plan, describe, make_plan, refusal, refuse_beyond_budget
 
 Say = Callable[[str], None]
 
@@ -23,17 +23,31 @@ class Report:
     counts: Counter[str] = field(default_factory=Counter)  # outcome -> runs
     failures: dict[str, str] = field(default_factory=dict)  # name of the run -> cause
     stopped: str = ""  # why the launch ended before its last run
+    waiting: int = 0  # runs that are left to a queue
 
     @property
     def ok(self) -> bool:
         return not self.failures and not self.stopped and not self.counts["busy"]
 
 
-def prepare(sweep: Sweep, store: RunStore, say: Say, *, dry_run: bool) -> Plan:
-    """Say what is to be done; unless this is a dry run, freeze the runs that will be trained."""
-    plan = make_plan(sweep, store)
+def prepare(
+    sweep: Sweep,
+    store: RunStore,
+    say: Say,
+    *,
+    dry_run: bool,
+    gpus: Mapping[str, int] | None = None,
+) -> Plan:
+    """Say what is to be done; unless this is a dry run, freeze the runs that will be trained.
+
+    ``gpus`` of each run, by id, where they are known.
+    """
+    plan = make_plan(sweep, store, gpus)
     say(describe(plan))
+    if dry_run and (sentence := refusal(plan)):
+        say(f"It would be refused. {sentence}")
     if not dry_run:
+        refuse_beyond_budget(plan)
         check_writable(store.root, "runtime.runs")
         check_writable(sweep.settings.runtime.results_folder, "runtime.results")
         for run in plan.pending:

@@ -10,7 +10,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..config import Run
 from .plan import duration
+from .worker import Ended, Step
 
 _LINE_EVERY = 10.0  # seconds between two lines in a log file
 
@@ -47,6 +49,14 @@ class Display:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
             print(line, flush=True)
+
+    def step(self, run: Run, step: Step) -> None:
+        """Nothing: with many runs at a time, only the counts can be read."""
+        del run, step
+
+    def ended(self, run: Run, ended: Ended) -> None:
+        """Nothing: the counts tell."""
+        del run, ended
 
     def update(self, ended: Counter[str], running: int) -> None:
         """Show the counts."""

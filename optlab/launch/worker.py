@@ -10,7 +10,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ..config import Settings
+from ..stop import StopFlag
 from ..store import Record, RunStore
+
+# SLURM's for "save, the end is near", and everybody's for "end".
+STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,16 @@ class Ended:
 
 
 def work(connection: Connection, store_root: Path, settings: Settings, device_index: int) -> None:
-    """Serve requests until the connection closes or SIGTERM arrives between two runs."""
+    """Serve requests until the connection closes or a stop signal arrives between two runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the pool decides
+    stop = StopFlag()
+    stop.listen(*STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # blocked by the pool until here
     os.environ["OMP_NUM_THREADS"] = str(settings.runtime.threads)
     from ..build import problems  # imports torch, with the number of threads set
-    from ..run import StopFlag, run_one
+    from ..run import run_one
 
     _choose_gpu(device_index)
-    stop = StopFlag()
-    stop.listen(signal.SIGTERM)
     store = RunStore(store_root)
     while not stop.is_set:
         try:

@@ -22,6 +22,7 @@ from .momentum import CONVEX, FORMS, LOOKAHEAD, MEANS, Form, weights
 from .norms import SHAPES, Norm, Shape, Spectral, shape_factor
 from .product import MATRIX_ROLES, ProductNorm
 from .roles import Assignment, as_matrix, assign
+from .sharing import Sharing
 from .stepsize import LinearModel, Step, StepSize
 
 Kind = Literal["constrained", "regularized"]
@@ -106,6 +107,7 @@ class SteepestDescent(torch.optim.Optimizer):
         self.norms, self.kind, self.product, self.step_size = norms, kind, product, step_size
         self.nuclear_norm = nuclear_norm
         self.step_shape: Shape = step_shape
+        self.sharing: Sharing | None = None  # of polar factors, among processes that step alike
         super().__init__(params, {"lr": lr})
         self._layers = self._assigned()
         self._check_momentum_form()
@@ -126,10 +128,9 @@ class SteepestDescent(torch.optim.Optimizer):
 
         value = self._model_value(loss, layers) if self.step_size.needs_loss else None
         z, d = [], []
-        for these in layers:
-            m, v = self._average_gradients(these)
-            z.append(these.norm.dualize(m, v))
-            d.append(self._dual_norms(these, m, z[-1]))
+        for these, m, z_these in self._dualized(layers):
+            z.append(z_these)
+            d.append(self._dual_norms(these, m, z_these))
         dual_norms = torch.cat(d)
         s = self.product.dualize(dual_norms, [these.role for these in layers for _ in these.x])
         dual_norm = dual_norms @ s
@@ -161,6 +162,18 @@ class SteepestDescent(torch.optim.Optimizer):
                     ages.setdefault(self.state[x].get("age", 0), []).append(x)
             for x in ages.values():
                 yield Layers(layers.norm, layers.role, x)
+
+    def _dualized(self, layers: Sequence[Layers]) -> Iterator[tuple[Layers, Tensor, Tensor]]:
+        """The layers, with m and z = dualize(m)."""
+        if self.sharing is None:
+            for these in layers:
+                m, v = self._average_gradients(these)
+                yield these, m, these.norm.dualize(m, v)
+            return
+        averages = [(these, *self._average_gradients(these)) for these in layers]
+        polar = _shared(averages, self.sharing)
+        for index, (these, m, v) in enumerate(averages):
+            yield these, m, polar[index] if index in polar else these.norm.dualize(m, v)
 
     def _average_gradients(self, layers: Layers) -> tuple[Tensor, Tensor | None]:
         """m and, where the norm needs it, v, both (layers, rows, columns), after this gradient."""
@@ -300,6 +313,41 @@ class SteepestDescent(torch.optim.Optimizer):
             return f"step_size is {type(self.step_size).__name__}"
         adaptive = [layers.norm for layers in self._layers or () if layers.norm.beta2 is not None]
         return f"{type(adaptive[0]).__name__} divides m by the root of v" if adaptive else ""
+
+
+def _shared(
+    averages: Sequence[tuple[Layers, Tensor, Tensor | None]], sharing: Sharing
+) -> dict[int, Tensor]:
+    """Index -> z of the spectral layers, each matrix dualized in one of the processes.
+
+    Matrices of one stack are iterated without regard to each other, so that a piece of a stack
+    gives the bits that the whole gives (on one kind of processor).
+    """
+    pieces = [
+        (index, piece)
+        for index, (these, m, _) in enumerate(averages)
+        if isinstance(these.norm, Spectral)
+        for piece in m.split(-(-len(m) // sharing.world))
+    ]
+    if not pieces:
+        return {}
+
+    def compute(chosen: Sequence[int]) -> list[Tensor]:
+        mine = [pieces[i] for i in chosen]
+        return [averages[index][0].norm.dualize(m, None) for index, m in mine]
+
+    z: dict[int, list[Tensor]] = {}
+    stacks = [piece for _, piece in pieces]
+    found = sharing.shared(stacks, [_polar_cost(m) for m in stacks], compute)
+    for (index, _), z_piece in zip(pieces, found, strict=True):
+        z.setdefault(index, []).append(z_piece)
+    return {index: torch.cat(of_index) for index, of_index in z.items()}
+
+
+def _polar_cost(m: Tensor) -> float:
+    """Of iterating a stack, in products of numbers, up to a factor."""
+    short, long = sorted(m.shape[-2:])
+    return len(m) * short**2 * long
 
 
 def _accumulate(m: list[Tensor], g: list[Tensor], past: float, new: float) -> None:

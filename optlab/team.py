@@ -1,0 +1,268 @@
+"""The processes that train one run: what each computes, and how they come to the same numbers.
+
+Every process holds the whole model and the whole state of the optimizer, bit for bit the same. It
+takes its share of each batch; gradients and losses are averaged, and everything after that is
+computed everywhere alike, polar factors excepted, which are shared out.
+"""
+
+# torch documents PrefixStore, and does not export it
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .data.base import Batch
+from .distributed import check_share
+from .errors import ConfigError
+from .link import Flag, Link
+from .optim.sharing import Compute, gathered, owners
+from .optim.steepest import SteepestDescent
+
+COLLECTIVE_WITHIN = timedelta(minutes=10)  # a peer may be late by one checkpoint or evaluation
+
+# Layers whose numbers depend on which samples a process sees, or in which order it draws.
+_NOT_SHARED = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+class Team(Protocol):
+    """What training asks of the processes that share it."""
+
+    @property
+    def world(self) -> int:
+        """Processes."""
+        ...
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the records, checkpoints and results."""
+        ...
+
+    def shard(self, batch: Batch) -> Batch:
+        """This process's part of a batch."""
+        ...
+
+    def mean(self, loss: Tensor, share: float) -> Tensor:
+        """The mean loss over the whole batch, shape (), from that over this ``share`` of it."""
+        ...
+
+    def backward(self, loss: Tensor, share: float) -> None:
+        """Leave the gradient of the mean loss over the whole batch in the parameters."""
+        ...
+
+    def turns(self, count: int) -> Iterable[int]:
+        """Which of ``count`` things this process does."""
+        ...
+
+    def filled(self, table: Tensor) -> Tensor:
+        """The rows of all processes, where each has filled those of its turns and left zeros."""
+        ...
+
+    def stops(self, flag: Flag) -> bool:
+        """Whether all stop at this step boundary."""
+        ...
+
+    def check_alike(self, tensors: Iterable[Tensor]) -> None:
+        """Raise unless the tensors are bitwise the same in all processes."""
+        ...
+
+
+class Alone:
+    """One process: nothing to share, nothing to wait for."""
+
+    world = 1
+    leads = True
+
+    def shard(self, batch: Batch) -> Batch:
+        return batch
+
+    def mean(self, loss: Tensor, share: float) -> Tensor:
+        return loss
+
+    def backward(self, loss: Tensor, share: float) -> None:
+        loss.backward()
+
+    def turns(self, count: int) -> Iterable[int]:
+        return range(count)
+
+    def filled(self, table: Tensor) -> Tensor:
+        return table
+
+    def stops(self, flag: Flag) -> bool:
+        return flag.is_set
+
+    def check_alike(self, tensors: Iterable[Tensor]) -> None:
+        pass
+
+
+class Group:
+    """Several processes; use as a context manager around the training."""
+
+    def __init__(self, link: Link, device: torch.device, stop: Flag) -> None:
+        self._link, self.device, self._stop = link, device, stop
+        self._stopping = False
+        self.world, self.rank = link.ranks.world, link.ranks.rank
+
+    @property
+    def leads(self) -> bool:
+        return self._link.ranks.leads
+
+    def __enter__(self) -> Group:
+        cuda = self.device.type == "cuda"
+        _check_devices(self._link.gather("device", _described(self.device)))
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            store=dist.PrefixStore("group", self._link.store),
+            rank=self.rank,
+            world_size=self.world,
+            timeout=COLLECTIVE_WITHIN,
+            device_id=self.device if cuda else None,
+        )
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind is not None and self.device.type == "cuda":
+            group = dist.group.WORLD
+            assert group is not None
+            group.abort()  # frees peers, and this process, from collectives that cannot end
+        dist.destroy_process_group()
+
+    def replicate(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, batch_size: int
+    ) -> Callable[[Tensor], Tensor]:
+        """The forward pass of ``model`` whose backward pass averages gradients over the processes.
+
+        All models become that of rank 0, and ``optimizer`` shares out its polar factors.
+        """
+        _check_shares(model, batch_size, self.world)
+        if isinstance(optimizer, SteepestDescent):
+            optimizer.sharing = self
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+    def shard(self, batch: Batch) -> Batch:
+        inputs, targets = batch
+        first = self.rank * len(targets) // self.world
+        last = (self.rank + 1) * len(targets) // self.world
+        return inputs[first:last], targets[first:last]
+
+    def mean(self, loss: Tensor, share: float) -> Tensor:
+        """Also tells all processes whether any of them was told to stop."""
+        values = torch.tensor([0.0, self._stop.is_set], dtype=torch.float64, device=loss.device)
+        values[0] = loss.detach().double() * share
+        dist.all_reduce(values)
+        self._stopping = bool(values[1] > 0)
+        return values[0].to(loss.dtype)
+
+    def backward(self, loss: Tensor, share: float) -> None:
+        (loss * (share * self.world)).backward()  # DDP divides the sum by the number of processes
+
+    def turns(self, count: int) -> Iterable[int]:
+        return range(self.rank, count, self.world)
+
+    def filled(self, table: Tensor) -> Tensor:
+        """Exact: every row is one process's numbers plus zeros."""
+        table = table.to(self.device)
+        dist.all_reduce(table)
+        return table.cpu()
+
+    def stops(self, flag: Flag) -> bool:
+        """As agreed in the last step, whichever process ``flag`` was set in."""
+        if self._stopping:
+            flag.is_set = True
+        return self._stopping
+
+    def check_alike(self, tensors: Iterable[Tensor]) -> None:
+        own = checksum(tensors).to(self.device)
+        sums = self._all_gather(own)
+        if any(not torch.equal(each, own) for each in sums):
+            raise RuntimeError(
+                "The processes of this run no longer hold the same weights and optimizer state bit"
+                " for bit. They compute alike only on equal hardware: ask for equal nodes (such as"
+                " a constraint on the kind of GPU), and launch again."
+            )
+
+    def shared(
+        self, like: Sequence[Tensor], costs: Sequence[float], compute: Compute
+    ) -> list[Tensor]:
+        return gathered(like, owners(costs, self.world), self.rank, compute, self._all_gather)
+
+    def _all_gather(self, own: Tensor) -> list[Tensor]:
+        parts = list(own.new_empty(self.world, *own.shape).unbind())
+        dist.all_gather(parts, own)
+        return parts
+
+
+def checksum(tensors: Iterable[Tensor]) -> Tensor:
+    """16 bytes, uint8 (16,), that tell bits apart; tensors stay where they are, sums travel."""
+    sums = [_bits(tensor.detach()).sum(dtype=torch.int64).cpu() for tensor in tensors]
+    digest = hashlib.sha256(torch.stack(sums).numpy().tobytes()).digest()[:16]
+    return torch.tensor(list(digest), dtype=torch.uint8)
+
+
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """All that the next step depends on, in an order that is the same in all processes."""
+    yield from model.state_dict().values()
+    state = optimizer.state_dict()
+    for node in (*state["state"].values(), *state["param_groups"]):
+        yield from (value for value in node.values() if isinstance(value, Tensor))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.contiguous().view(words[tensor.element_size()])
+
+
+def own_device(device: torch.device, local_rank: int) -> torch.device:
+    """The device of this process: with ``cuda``, its own GPU of those that it sees."""
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if count > 1 and local_rank >= count:
+        raise ConfigError(
+            f"This is process {local_rank + 1} of its node, where only {count} GPUs are visible:"
+            " start one process per GPU."
+        )
+    index = local_rank if count > 1 else 0  # a scheduler may show each process its own GPU only
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _described(device: torch.device) -> str:
+    if device.type != "cuda":
+        return device.type
+    return f"cuda {torch.cuda.get_device_properties(device).uuid}"
+
+
+def _check_devices(devices: Sequence[str]) -> None:
+    """Raise unless all are CPUs, or each is a GPU of its own."""
+    kinds = {device.split()[0] for device in devices}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"Some processes of this run have a GPU and others have none ({', '.join(devices)}):"
+            " give each of them one, or set runtime.device=cpu."
+        )
+    if kinds == {"cuda"} and len(set(devices)) < len(devices):
+        raise ConfigError(
+            f"Several processes of this run share a GPU ({', '.join(devices)}): start one process"
+            " per GPU."
+        )
+
+
+def _check_shares(model: nn.Module, batch_size: int, world: int) -> None:
+    """Raise for what several processes cannot train as one would."""
+    check_share(batch_size, world)
+    for name, module in model.named_modules():
+        if isinstance(module, _NOT_SHARED):
+            raise ConfigError(
+                f"The model has a {type(module).__name__} ({name}), whose numbers would depend on"
+                " how a batch is shared out, and a run is the same on any number of GPUs: train"
+                " this model with one GPU per run."
+            )
