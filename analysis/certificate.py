@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
@@ -61,12 +61,20 @@ def certify(curve: Curve) -> Certificate:
 
 
 def table(curves: Sequence[Curve]) -> pd.DataFrame:
-    """One row per curve with the fields of ``Certificate``; the sentences as one text."""
+    """One row per curve with the fields of ``Certificate``, '' for None; the sentences as a text.
+
+    ``complete`` is its property.
+    """
     rows = [certify(curve) for curve in curves]
-    columns = list(Certificate.__dataclass_fields__)
-    content = [{name: getattr(row, name) for name in columns} for row in rows]
-    found = pd.DataFrame(content, columns=columns)
-    return found.assign(sentences=["; ".join(row.sentences) for row in rows])
+    columns = [*(field.name for field in fields(Certificate)), "complete"]
+    found = pd.DataFrame(
+        [[getattr(row, name) for name in columns] for row in rows], columns=columns
+    )
+    return found.assign(
+        left=[row.left or "" for row in rows],
+        right=[row.right or "" for row in rows],
+        sentences=["; ".join(row.sentences) for row in rows],
+    )
 
 
 def _points(curve: Curve) -> Points:

@@ -44,9 +44,12 @@ def run(args: argparse.Namespace) -> int:
 def _become_the_launch(args: argparse.Namespace) -> NoReturn:
     """Go on as ``launch.py``; not as its parent, for Ctrl-C must reach it alone."""
     from ..config import ROOT
+    from ..launch.rounds import remembered
+    from ..store import RunStore
     from ..sweep import load
 
-    load(args.sweep, _of_runs(args.overrides))  # refuses what is wrong before Hydra starts
+    sweep = load(args.sweep, _of_runs(args.overrides))  # refuses what is wrong before Hydra starts
+    remembered(sweep, RunStore(sweep.settings.runtime.runs_folder))
     words = ["hydra.sweeper.extend=true", *(["hydra.sweeper.refine=true"] if args.refine else [])]
     if args.rounds is not None:
         words.append(f"hydra.sweeper.rounds={args.rounds}")
