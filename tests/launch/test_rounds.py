@@ -150,6 +150,7 @@ def test_a_part_of_the_sweep_has_its_part_of_the_extension(lab: Lab) -> None:
     lab.extend()
 
     assert {run.method for run in lab.load("optimizer=scion").runs} == {"scion"}
+    assert lab.lr("scion")[-1] == 3.162
     assert lab.lr("scion", "optimizer=scion") == lab.lr("scion")
     assert lab.lr("scion", "seed=7") == lab.lr("scion")
     assert lab.lr("scion", "train.steps=7") == [
