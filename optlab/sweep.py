@@ -11,7 +11,7 @@ import itertools
 import math
 import shlex
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def _with_certified(sweep: Sweep, composer: Composer, points: list[Point], added
         by = point.pop(_BY)
         run, _ = composer.run(overrides_of(point))
         source, _ = composer.run({**overrides_of(point), LR: by})
-        certified[run.id] = (point, Certified(run, source))
+        certified[run.id] = (overrides_of(point), Certified(run, source))
     for run in sweep.runs:  # declared or added after all
         certified.pop(run.id, None)
     notes = [f"{added} of its runs were added by python -m optlab extend."] if added else []
@@ -183,13 +183,6 @@ def from_arguments(arguments: Sequence[str]) -> Sweep:
         return load(named[-1].removeprefix("sweeps="), overrides)
     axes, _ = _split(overrides)
     return ad_hoc(overrides) if axes else load(DEFAULT, overrides)
-
-
-def restricted(sweep: Sweep, ids: Container[str]) -> Sweep:
-    """The sweep of those of its runs that have these ids."""
-    kept = [index for index, run in enumerate(sweep.runs) if run.id in ids]
-    parts = {name: tuple(getattr(sweep, name)[index] for index in kept) for name in _PARALLEL}
-    return replace(sweep, **parts, notes=())
 
 
 def check_sweep(name: str) -> None:

@@ -66,7 +66,7 @@ def make_plan(sweep: Sweep, store: RunStore, gpus: Mapping[str, int] | None = No
     allowed = sweep.runs if sweep.only is None else [r for r in sweep.runs if r.id in sweep.only]
     pending = tuple(run for run in allowed if state[run.id] not in (*DONE, *ALIVE))
     alive = tuple(run for run in sweep.runs if state[run.id] in ALIVE)
-    given = gpus or _requested(sweep)
+    given = gpus or requested(sweep)
     known, kinds = paces(store, sweep.runs), {parts(run): run for run in sweep.runs}
     records = {run.id: last_record(store, run.id) for run in sweep.runs}
     spent = sum(
@@ -91,7 +91,7 @@ def make_plan(sweep: Sweep, store: RunStore, gpus: Mapping[str, int] | None = No
     )
 
 
-def _requested(sweep: Sweep) -> dict[str, int]:
+def requested(sweep: Sweep) -> dict[str, int]:
     """The GPUs of each run as the sweep's files ask for them, else one."""
     asked = sweep.resources or ({},) * len(sweep.runs)
     counts = [request.get("gpus_per_run", 1) for request in asked]

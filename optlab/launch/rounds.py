@@ -25,9 +25,9 @@ from ..extension import (
     write,
 )
 from ..store import Result, RunStore
-from ..sweep import Point, Sweep, restricted
+from ..sweep import Point, Sweep
 from .launch import Report, Say
-from .plan import duration
+from .plan import duration, make_plan, requested
 
 _SHOWN = 6  # curves that a waiting extension names
 
@@ -56,6 +56,10 @@ class Grown:
     @property
     def seeds(self) -> int:
         return len({seed for _, seed in self.runs})
+
+    def gpus(self, requested: Mapping[str, int]) -> int:
+        """GPUs of the largest of its runs; 1 where they use none."""
+        return max(1, *(requested[run.id] for run in self.runs.values()))
 
     def at_lr(self, lr: float) -> list[Run]:
         return [run for (other, _), run in self.runs.items() if other == lr]
@@ -177,11 +181,12 @@ def propose(
     spent = {
         key: extension.spent(key) - (since.spent(key) if since is not None else 0) for key in curves
     }
+    gpus = requested(sweep)
     plan = plan_round(
         decisions,
         spent,
         allowed,
-        cost=lambda key: _seconds(curves[key], store),
+        cost=lambda key: _seconds(curves[key], store) * curves[key].gpus(gpus),
         room=_room(sweep, store) if room is None else room,
     )
     wanted = {each.curve: each.lr for each in plan}
@@ -246,9 +251,9 @@ def extend_rounds(
             return report
         added = remember(sweep, store, proposal)
         grown = load()
-        new = restricted(grown, {run.id for run in _added(grown, added)})
-        if new.runs:
-            latest = launch(new, store)
+        new = frozenset(run.id for run in _added(grown, added))
+        if new:
+            latest = launch(replace(grown, only=new), store)
             report = replace(latest, counts=report.counts + latest.counts)
     return report
 
@@ -286,11 +291,11 @@ def _added(sweep: Sweep, added: Round) -> Iterator[Run]:
 
 
 def _room(sweep: Sweep, store: RunStore) -> float:
-    """Seconds of training that the sweep's budget leaves."""
+    """Seconds of training, times GPUs where they are used, that the sweep's budget leaves."""
     if sweep.budget is None:
         return math.inf
-    last = [records[-1]["seconds"] for run in sweep.runs if (records := store.records(run.id))]
-    return max(0.0, sweep.budget * 3600 - sum(last))
+    plan = make_plan(sweep, store)
+    return max(0.0, 3600 * (sweep.budget - plan.spent - plan.committed))
 
 
 def _seconds(curve: Grown, store: RunStore) -> float:
