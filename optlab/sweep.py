@@ -45,7 +45,6 @@ _KEYS = ("fixed", "grid", "seeds", "figures", "resources", "budget", "extend")
 _RESOURCES = "resources"  # of a block; travels as an axis of one value, which is no override
 _GPU_HOURS = "budget.gpu_hours"  # as an override; says nothing about the runs
 _LOG_KEYS = ("log10", "per_decade")
-_PARALLEL = ("runs", "points", "resources")  # the fields of ``Sweep`` with an entry a run
 _BY = "by"  # of a certified point: the learning rate of the run that it repeats; no override
 
 Axes = dict[str, list[Any]]  # override key -> values; the product of the axes is a block of runs
