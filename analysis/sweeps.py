@@ -38,7 +38,7 @@ def analyse_sweep(
     runtime = sweep.settings.runtime
     folder = runtime.results_folder / sweep.name if out is None else out
     runs, records, notes = reading.read(
-        RunStore(runtime.runs_folder), sweep.runs, folder / ".cache.npz"
+        RunStore(runtime.runs_folder), sweep.runs, folder / ".tables.cache"
     )
     return analyse(
         runs.assign(setting=settings(sweep)),
