@@ -68,7 +68,7 @@ def read(
             damaged.append(runs[i].id)
         found[keys[i]] = Known(identities[i], {str(k): v for k, v in row.items()}, records or {})
     ordered = [found[key] for key in keys]
-    if cache and fresh:
+    if cache and any(_is_settled(found[keys[i]], damaged) for i in fresh):
         _save(cache, {key: found[key] for key in keys if _is_settled(found[key], damaged)})
     table = pd.DataFrame([known.row for known in ordered], columns=list(RUN_COLUMNS))
     return table, _table([run.id for run in runs], ordered), _notes(damaged)

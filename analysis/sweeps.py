@@ -43,7 +43,7 @@ def analyse_sweep(
     runtime = sweep.settings.runtime
     folder = runtime.results_folder / sweep.name if out is None else out
     store = RunStore(runtime.runs_folder)
-    runs, records, notes = reading.read(store, sweep.runs, folder / ".cache.npz")
+    runs, records, notes = reading.read(store, sweep.runs, folder / ".tables.cache")
     if sweep.certified:
         runs = pd.concat([runs, store.runs_table([], sweep.certified)], ignore_index=True)
     return analyse(

@@ -119,7 +119,7 @@ def _look(root: Path, count: int) -> None:
     from optlab.store import RunStore
 
     start = time.perf_counter()
-    table, records, _ = read(RunStore(root / "runs"), runs, root / "cache.npz")
+    table, records, _ = read(RunStore(root / "runs"), runs, root / "tables.cache")
     reading = time.perf_counter() - start
     found = curves(table)
     text = [tables.text(found), tables.markdown(found), *compared.summary(found)]

@@ -73,7 +73,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_the_tables_are_those_of_the_store(store, runs, tmp_path):
     for _ in range(2):  # without a cache, and from it
-        table, records, notes = read(store, runs, tmp_path / "cache.npz")
+        table, records, notes = read(store, runs, tmp_path / "tables.cache")
 
         pd.testing.assert_frame_equal(table, store.runs_table(runs))
         pd.testing.assert_frame_equal(records, store.records_table(runs))
@@ -81,51 +81,51 @@ def test_the_tables_are_those_of_the_store(store, runs, tmp_path):
 
 
 def test_what_is_done_is_read_once(store, runs, tmp_path, monkeypatch):
-    read(store, runs, tmp_path / "cache.npz")
+    read(store, runs, tmp_path / "tables.cache")
     seen = counted(monkeypatch)
-    read(store, runs, tmp_path / "cache.npz")
+    read(store, runs, tmp_path / "tables.cache")
 
     assert seen == [store.folder(runs[2].id) / "records.jsonl"]
 
 
 def test_a_run_that_was_trained_anew_is_read_anew(store, runs, tmp_path):
-    read(store, runs, tmp_path / "cache.npz")
+    read(store, runs, tmp_path / "tables.cache")
     (store.folder(runs[0].id) / "records.jsonl").unlink()
     finish(store, runs[0], 0.6)  # the same size, and by ``age`` the same time
-    table, records, _ = read(store, runs, tmp_path / "cache.npz")
+    table, records, _ = read(store, runs, tmp_path / "tables.cache")
 
     assert table["final_loss"][0] == 0.6
     assert records.loc[records["run"] == runs[0].id, "val_loss"].iloc[-1] == 0.6
 
 
 def test_a_file_that_is_changed_in_place_is_read_anew(store, runs, tmp_path):
-    read(store, runs, tmp_path / "cache.npz")
+    read(store, runs, tmp_path / "tables.cache")
     path = store.folder(runs[0].id) / "records.jsonl"
     path.write_text(path.read_text().replace('"val_loss": 0.5', '"val_loss": 0.7'))
 
-    assert 0.7 in read(store, runs, tmp_path / "cache.npz")[1]["val_loss"].tolist()
+    assert 0.7 in read(store, runs, tmp_path / "tables.cache")[1]["val_loss"].tolist()
 
 
 def test_what_was_just_written_is_not_remembered(store, runs, tmp_path, monkeypatch):
     """Another write within the clock's tick would not show in the time."""
     os.utime(store.folder(runs[0].id) / "records.jsonl")
-    read(store, runs, tmp_path / "cache.npz")
+    read(store, runs, tmp_path / "tables.cache")
     seen = counted(monkeypatch)
-    read(store, runs, tmp_path / "cache.npz")
+    read(store, runs, tmp_path / "tables.cache")
 
     assert store.folder(runs[0].id) / "records.jsonl" in seen
 
 
 def test_a_run_that_lost_its_result_is_no_longer_done(store, runs, tmp_path):
-    read(store, runs, tmp_path / "cache.npz")
+    read(store, runs, tmp_path / "tables.cache")
     (store.folder(runs[0].id) / "result.json").unlink()
 
-    assert read(store, runs, tmp_path / "cache.npz")[0]["outcome"][0] == "preempted"
+    assert read(store, runs, tmp_path / "tables.cache")[0]["outcome"][0] == "preempted"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_a_damaged_cache_is_rebuilt(store, runs, tmp_path, share, monkeypatch):
-    cache = tmp_path / "cache.npz"
+    cache = tmp_path / "tables.cache"
     read(store, runs, cache)
     whole = cache.read_bytes()
     cache.write_bytes(whole[: int(share * len(whole))] + b"\0" * 8)
@@ -137,7 +137,7 @@ def test_a_damaged_cache_is_rebuilt(store, runs, tmp_path, share, monkeypatch):
 
 
 def test_flipped_bytes_never_reach_the_tables(store, runs, tmp_path):
-    cache = tmp_path / "cache.npz"
+    cache = tmp_path / "tables.cache"
     read(store, runs, cache)
     whole = bytearray(cache.read_bytes())
     for at in range(0, len(whole), 97):
@@ -151,10 +151,10 @@ def test_flipped_bytes_never_reach_the_tables(store, runs, tmp_path):
 
 
 def test_a_cache_of_other_columns_is_none(store, runs, tmp_path, monkeypatch):
-    read(store, runs, tmp_path / "cache.npz")
+    read(store, runs, tmp_path / "tables.cache")
     monkeypatch.setattr(reading, "VERSION", reading.VERSION + 1)
     seen = counted(monkeypatch)
-    read(store, runs, tmp_path / "cache.npz")
+    read(store, runs, tmp_path / "tables.cache")
 
     assert len(seen) == 3
 
@@ -163,7 +163,7 @@ def test_a_torn_line_in_the_middle_is_named_and_the_result_counts(store, runs, t
     path = store.folder(runs[0].id) / "records.jsonl"
     path.write_text(path.read_text().replace('"step": 2', '"st'))
     for _ in range(2):
-        table, records, notes = read(store, runs, tmp_path / "cache.npz")
+        table, records, notes = read(store, runs, tmp_path / "tables.cache")
 
         assert runs[0].id not in set(records["run"])
         assert table["final_loss"][0] == 0.5

@@ -279,6 +279,14 @@ class TestCompared:
         assert compared.as_good_as_best(alone, r.best_loss()) == set()
         assert compared.as_good_as_best(self.three()[:1], r.best_loss()) == set()
 
+    def test_the_widest_is_the_best_in_width(self):
+        """Slopes of 2 and 0.5 nats per decade."""
+        noise = [0.0, 0.01]
+        both = [shifted(0.3 + slope * np.abs(X), noise) for slope in (2.0, 0.5)]
+        found = compared.against_best(both, r.width())
+
+        assert found is not None and found[0] == 1
+
     def test_the_summary_names_what_is_resolved(self):
         text = "\n".join(compared.summary(self.three()))
 
