@@ -36,7 +36,7 @@ def _of_sweep(args: argparse.Namespace) -> str:
         )
     first = args.sweep if "=" in args.sweep else f"sweeps={args.sweep}"
     sweep = from_arguments([first, *args.overrides])
-    return analyse_sweep(sweep, args.out, compare=args.compare, final=args.final)
+    return analyse_sweep(sweep, args.out, compare=args.compare, final=args.final, width=args.width)
 
 
 def _of_table(args: argparse.Namespace) -> str:
@@ -57,7 +57,7 @@ def _of_table(args: argparse.Namespace) -> str:
         initial=args.initial,
         unit=args.unit,
     )
-    return analyse_csv(source, args.out, compare=args.compare, final=args.final)
+    return analyse_csv(source, args.out, compare=args.compare, final=args.final, width=args.width)
 
 
 # what --csv alone reads, and the defaults
@@ -102,6 +102,13 @@ def _parser() -> argparse.ArgumentParser:
         default="last",
         metavar="last|mean:k",
         help="final loss of a run: its last full evaluation, or the mean of its last k",
+    )
+    parser.add_argument(
+        "--width",
+        default="0.05",
+        metavar="Q[:LEVEL]",
+        help="what a usable learning rate may lose: a share of the loss drop (0.05, 0.05:drop), of "
+        "the best loss (0.05:relative), or so much of the metric (0.01:absolute)",
     )
     _add_csv(parser.add_argument_group("a table from elsewhere (docs/analysis.md)"))
     return parser

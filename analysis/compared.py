@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast, get_args
 
 import numpy as np
 
@@ -11,19 +13,53 @@ from optlab.errors import ConfigError, nearest
 
 from . import robustness
 from .curves import Curve
+from .kernels import Level
 from .robustness import Measure
 from .statistics import Comparison, compare, corrected
 
-WIDTH_Q = 0.05  # share of the loss drop that a usable learning rate may lose
 FACTOR = 10.0  # by which a learning rate is wrong
 HEADLINES = ("best loss", "usable width", "LR sensitivity")
 
 
-def headline(name: str) -> Measure:
+@dataclass(frozen=True)
+class Usable:
+    """What a usable learning rate may lose, as in ``robustness.width``."""
+
+    q: float = 0.05
+    level: Level = "drop"
+
+    @property
+    def words(self) -> str:
+        return {
+            "drop": f"{100 * self.q:g}% of the loss drop (initial loss - best)",
+            "relative": f"{100 * self.q:g}% of the best loss",
+            "absolute": f"{self.q:g} of the best loss, in its unit",
+        }[self.level]
+
+
+USABLE = Usable()
+
+
+def usable(text: str) -> Usable:
+    """The rule that Q or Q:LEVEL stands for, such as 0.01:absolute. Raises ConfigError."""
+    q, _, level = text.partition(":")
+    try:
+        number = float(q)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf or (level or "drop") not in get_args(Level):
+        raise ConfigError(
+            f"Expected --width Q or Q:LEVEL with Q above 0 and LEVEL one of "
+            f"{', '.join(get_args(Level))}, such as 0.05:drop; found '{text}'."
+        )
+    return Usable(number, cast(Level, level or "drop"))
+
+
+def headline(name: str, rule: Usable = USABLE) -> Measure:
     """The measure of one of ``HEADLINES``."""
     return {
         "best loss": robustness.best_loss(),
-        "usable width": robustness.width(WIDTH_Q),
+        "usable width": robustness.width(rule.q, rule.level),
         "LR sensitivity": robustness.sensitivity(),
     }[name]
 
@@ -62,13 +98,13 @@ def share_grid(curves: Sequence[Curve]) -> bool:
     return all(len(c.lr) == len(first) and np.allclose(c.lr, first, rtol=1e-3) for c in curves)
 
 
-def summary(curves: Sequence[Curve]) -> list[str]:
+def summary(curves: Sequence[Curve], rule: Usable = USABLE) -> list[str]:
     """For each headline metric, from which methods the best one really differs; lines of text."""
     lines = ["Are the differences resolved? (each against the best, 95 %, Holm's correction)"]
     for name in HEADLINES:
         if name == "LR sensitivity" and not share_grid(curves):
             continue
-        found = against_best(curves, headline(name))
+        found = against_best(curves, headline(name, rule))
         if found is not None:
             lines.append(f"  {_line(curves, name, *found)}")
     return lines if len(lines) > 1 else []
@@ -88,7 +124,7 @@ def _line(curves: Sequence[Curve], name: str, best: int, found: dict[int, Compar
     return f"{head}, {'; '.join(words)}.{note}"
 
 
-def pair(curves: Sequence[Curve], a: str, b: str) -> list[Comparison]:
+def pair(curves: Sequence[Curve], a: str, b: str, rule: Usable = USABLE) -> list[Comparison]:
     """All metrics of two curves compared, Holm-corrected over the metrics.
 
     ``a``, ``b``: methods, or labels where a method has several curves. Raises ConfigError for a
@@ -98,7 +134,7 @@ def pair(curves: Sequence[Curve], a: str, b: str) -> list[Comparison]:
     measures = [
         robustness.best_loss(),
         robustness.best_lr(),
-        robustness.width(WIDTH_Q),
+        robustness.width(rule.q, rule.level),
         robustness.centred_sensitivity(),
         robustness.misset(1 / FACTOR),
         robustness.misset(FACTOR),

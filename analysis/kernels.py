@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -86,6 +86,15 @@ def vertex(stack: Stack) -> tuple[Values, Values]:
     return Values(x, x, x, word), Values(loss, loss, loss, word)
 
 
+def top(best: Any, ceiling: Any, q: float, level: Level) -> Any:
+    """The loss below which a learning rate is usable; floats, or (B,) arrays."""
+    return {
+        "drop": best + q * (ceiling - best),
+        "relative": best + q * np.abs(best),
+        "absolute": best + q,
+    }[level]
+
+
 def width(
     stack: Stack,
     q: float,
@@ -93,16 +102,11 @@ def width(
     interpolation: Interpolation,
     sides: tuple[Literal["left", "right"], ...],
 ) -> Values:
-    best = stack.best_loss
-    top = {
-        "drop": best + q * (stack.ceiling - best),
-        "relative": best + q * np.abs(best),
-        "absolute": best + q,
-    }[level]
+    limit = top(stack.best_loss, stack.ceiling, q, level)
     found = {}
     for side in sides:
         view = stack if side == "right" else stack.mirrored()
-        found[side] = _reach(view, top, interpolation)
+        found[side] = _reach(view, limit, interpolation)
     length = np.sum([reach for reach, _, _ in found.values()], axis=0)
     more = np.sum([slack for _, slack, _ in found.values()], axis=0)
     nan = np.where(stack.learned, 0.0, np.nan)

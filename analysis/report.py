@@ -14,6 +14,7 @@ from optlab.store import write_bytes
 
 from . import checks, compared, page, tables
 from . import figures as drawings
+from .compared import USABLE, Usable
 from .curves import Curve, Study, curves, is_diverged, is_done
 from .drawing import draw_all
 from .outcomes import Final, with_final
@@ -37,6 +38,7 @@ def analyse(
     final: Final = LAST,
     notes: Sequence[str] = (),
     launches: bool = True,
+    width: Usable = USABLE,
     runs_folder: Path | None = None,
 ) -> str:
     """Write the figures and the robustness table of a sweep into ``out``; return what to print.
@@ -47,23 +49,23 @@ def analyse(
     written. ``command``: the words after ``python launch.py -m`` that launch the sweep
     (``sweeps=NAME``); ``launches`` is false for a table that is no sweep of ours. ``compare``: two
     methods to say all differences of. ``final``: which number of a run is its final metric.
-    ``notes``: sentences to begin with. ``runs_folder``: the run store, which the page links to.
-    Raises ConfigError for an unknown figure, a table of runs that cannot be read as curves, or a
-    folder that cannot be written.
+    ``notes``: sentences to begin with. ``width``: what a usable learning rate may lose.
+    ``runs_folder``: the run store, which the page links to. Raises ConfigError for an unknown
+    figure, a table of runs that cannot be read as curves, or a folder that cannot be written.
     """
     chosen = list(figures) or ["lr_sensitivity"]
     for figure in chosen:
         drawings.find(figure)
     checks.check_units(runs)
     runs = with_final(runs, records, final)
-    study = Study(name, runs, records, curves(runs))
+    study = Study(name, runs, records, curves(runs), width.q, width.level)
     launch = f"python launch.py -m {command or f'sweeps={name}'}" if launches else ""
     parts = [_noted(coverage(study, launch), [*notes, *checks.notes(runs, study.curves)])]
     if compare:
-        parts += [_comparisons(study.curves, compare)]
+        parts += [_comparisons(study.curves, compare, width)]
     if study.curves:
-        _write_tables(study.curves, out)
-        parts.append(tables.text(study.curves))
+        _write_tables(study.curves, out, width)
+        parts.append(tables.text(study.curves, width))
     if not is_done(runs).any():
         hint = f" To launch it: {launch}" if launch else ""
         words = {"Coverage": parts[0]}
@@ -73,8 +75,8 @@ def analyse(
     for each in drawn:
         for file, content in each.files.items():
             _write(out / file, content)
-    certified, defined = certificate(study.curves), _definitions(study.curves, final)
-    resolved = _resolved(study)
+    certified, defined = certificate(study.curves), _definitions(study.curves, final, width)
+    resolved = _resolved(study, width)
     words = {"Coverage": parts[0], "Certificate": "\n\n".join([certified, *resolved])}
     words["Definitions"] = defined
     content = page.html(study, drawn, words, launch=launch, out=out, runs_folder=runs_folder)
@@ -89,19 +91,19 @@ def _noted(text: str, notes: Sequence[str]) -> str:
     return "\n".join([text, *(_wrapped(f"  {note}") for note in notes)])
 
 
-def _comparisons(curves: Sequence[Curve], names: Sequence[str]) -> str:
+def _comparisons(curves: Sequence[Curve], names: Sequence[str], width: Usable) -> str:
     """Every metric of two curves, a sentence each."""
-    found = compared.pair(curves, *names)
+    found = compared.pair(curves, names[0], names[1], width)
     first = found[0]
     how = "paired over seeds" if first.paired else f"not paired: {first.unpaired_because}"
     head = f"{first.a} and {first.b} ({first.seeds} seeds, {how}; Holm over {len(found)} metrics):"
     return "\n".join([_wrapped(head), *(_wrapped(f"  {c.sentence()}") for c in found)])
 
 
-def _resolved(study: Study) -> list[str]:
+def _resolved(study: Study, width: Usable) -> list[str]:
     """Differences within one problem; several problems have no common best."""
     problems = study.runs[["model", "dataset", "steps"]].drop_duplicates()
-    lines = compared.summary(study.curves) if len(problems) == 1 else []
+    lines = compared.summary(study.curves, width) if len(problems) == 1 else []
     return ["\n".join(_wrapped(line) for line in lines)] if lines else []
 
 
@@ -179,7 +181,7 @@ def _holes(curve: Curve) -> str:
     return _wrapped(f"  {curve.label} lacks {lacking.sum()} of {curve.planned.sum()} runs: {where}")
 
 
-def _definitions(curves: Sequence[Curve], final: Final) -> str:
+def _definitions(curves: Sequence[Curve], final: Final, width: Usable) -> str:
     grids = {(curve.lr[0], curve.lr[-1], len(curve.lr)) for curve in curves}
     apart = " The grids differ, so it does not compare across methods." if len(grids) > 1 else ""
     return "\n".join(
@@ -188,7 +190,7 @@ def _definitions(curves: Sequence[Curve], final: Final) -> str:
             "best lr: '*': on the edge of the method's grid.",
             _wrapped(
                 f"usable width: decades of lr around the best one where the seed mean stays within "
-                f"{tables.WIDTH_Q:.0%} of the loss drop (initial loss - best); '>=': cut by the "
+                f"{width.words}; '>=': cut by the "
                 "grid's edge on the side named, or by a hole."
             ),
             "diverged runs count with their initial loss, as do finished runs that end above it.",
@@ -212,10 +214,10 @@ def _wrapped(line: str) -> str:
     )
 
 
-def _write_tables(curves: Sequence[Curve], out: Path) -> None:
-    _write(out / "robustness.csv", tables.robustness(curves).to_csv(index=False).encode())
-    _write(out / "robustness.md", tables.markdown(curves).encode())
-    _write(out / "robustness.tex", tables.latex(curves).encode())
+def _write_tables(curves: Sequence[Curve], out: Path, width: Usable) -> None:
+    _write(out / "robustness.csv", tables.robustness(curves, width).to_csv(index=False).encode())
+    _write(out / "robustness.md", tables.markdown(curves, width).encode())
+    _write(out / "robustness.tex", tables.latex(curves, width).encode())
 
 
 def _write(path: Path, content: bytes) -> None:

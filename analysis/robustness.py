@@ -83,8 +83,10 @@ def best(curve: Curve) -> Optimum | None:
     )
 
 
-def usable_width(curve: Curve, q: float = 0.05) -> Width | None:
+def usable_width(curve: Curve, q: float = 0.05, level: Level = "drop") -> Width | None:
     """The connected interval around the best lr where l <= l* + q (l_0 - l*).
+
+    Or below another level, see ``width``.
 
     l: mean final loss over seeds; l*: its value at the best lr; l_0: mean initial loss. From the
     best point outwards, an end of the interval is
@@ -99,9 +101,9 @@ def usable_width(curve: Curve, q: float = 0.05) -> Width | None:
     optimum = best(curve)
     if optimum is None or not optimum.loss < curve.ceiling:
         return None
-    level = optimum.loss + q * (curve.ceiling - optimum.loss)
+    top = float(kernels.top(optimum.loss, curve.ceiling, q, level))
     return Width(
-        left=_side(curve, optimum.index, -1, level), right=_side(curve, optimum.index, +1, level)
+        left=_side(curve, optimum.index, -1, top), right=_side(curve, optimum.index, +1, top)
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit  # quantile of Student's t
 
 from .curves import Curve
 
@@ -166,11 +166,10 @@ def _plateau(curve: Curve) -> tuple[int, int] | None:
     if not usable.any():
         return None
     best = int(np.argmin(np.where(usable, curve.mean, np.inf)))
-    flat = [bool(usable[j]) and _is_hidden(curve, j, best) for j in range(len(curve.lr))]
     first = last = best
-    while first > 0 and flat[first - 1]:
+    while first > 0 and usable[first - 1] and _is_hidden(curve, first - 1, best):
         first -= 1
-    while last < len(flat) - 1 and flat[last + 1]:
+    while last + 1 < len(usable) and usable[last + 1] and _is_hidden(curve, last + 1, best):
         last += 1
     return (first, last) if last - first + 1 >= PLATEAU else None
 
@@ -179,6 +178,6 @@ def _is_hidden(curve: Curve, j: int, best: int) -> bool:
     both = curve.done[j] & curve.done[best]
     gap = curve.loss[j, both] - curve.loss[best, both]
     if len(gap) < 2:
-        return bool(curve.mean[j] <= curve.mean[best])
+        return bool(gap.size and gap[0] <= 0)
     noise = gap.std(ddof=1) / np.sqrt(len(gap))
-    return bool(gap.mean() <= student.ppf(0.975, len(gap) - 1) * noise)
+    return bool(gap.mean() <= stdtrit(len(gap) - 1, 0.975) * noise)

@@ -19,7 +19,7 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit  # distribution and quantile of Student's t
 
 from .curves import Curve
 from .kernels import Values
@@ -263,7 +263,7 @@ def _students(ends: tuple[_End, _End], level: float) -> tuple[float, float]:
 
 def _spread(ends: tuple[_End, _End], level: float, freedom: Sequence[float]) -> tuple[float, float]:
     spread = [
-        student.ppf((1 + level) / 2, degrees) * end.error
+        stdtrit(degrees, (1 + level) / 2) * end.error
         for end, degrees in zip(ends, freedom, strict=True)
     ]
     low = ends[0].point - spread[0] if ends[0].bounded(level) else -math.inf
@@ -355,7 +355,7 @@ def _p_value(ends: tuple[_End, _End], freedom: Sequence[float], level: float) ->
         if end.bounded(level) and away > 0:
             if end.error == 0:
                 return 2.0 ** (1 - end.seeds)
-            return float(2 * student.sf(away / end.error, degrees))
+            return float(2 * stdtr(degrees, -away / end.error))
     return 1.0
 
 
@@ -370,7 +370,7 @@ def _seeds_needed(ends: tuple[_End, _End], level: float) -> int | None:
                 return max(2, math.ceil(1 - math.log2(1 - level)))
             per_seed = end.error * math.sqrt(end.seeds)
             for n in range(2, MOST_SEEDS + 1):
-                quantiles = student.ppf([(1 + level) / 2, POWER], n - 1).sum()
+                quantiles = stdtrit(n - 1, [(1 + level) / 2, POWER]).sum()
                 if quantiles * per_seed / math.sqrt(n) <= away:
                     return n
             return MOST_SEEDS + 1
@@ -401,8 +401,9 @@ def _resolved(c: Comparison) -> str:
     )
     word = "larger" if positive else "smaller"
     if math.isinf(high):
+        least = _number(_rounded_down(low), c.unit)
         return (
-            f"{c.a}'s {c.name} is at least {_number(low, c.unit)} {word} than {c.b}'s "
+            f"{c.a}'s {c.name} is at least {least} {word} than {c.b}'s "
             f"({_percent(c.level)} confidence, {_evidence(c)}; {_open(c)})."
         )
     return (
@@ -461,6 +462,12 @@ def _plain(value: float) -> str:
     if math.isinf(value):
         return "unbounded"
     return f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
+
+
+def _rounded_down(value: float) -> float:
+    """To two significant digits, since 'at least' must hold as printed."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.floor(value / unit) * unit
 
 
 def _percent(level: float) -> str:

@@ -9,7 +9,8 @@ from optlab.errors import ConfigError
 from optlab.store import RunStore
 from optlab.sweep import Sweep
 
-from . import outcomes
+from . import outcomes, reading
+from .compared import usable
 from .curves import varies_within
 from .report import analyse
 from .sources import Source, read
@@ -22,30 +23,45 @@ IN_TABLE = frozenset(
 
 
 def analyse_sweep(
-    sweep: Sweep, out: Path | None = None, *, compare: Sequence[str] = (), final: str = "last"
+    sweep: Sweep,
+    out: Path | None = None,
+    *,
+    compare: Sequence[str] = (),
+    final: str = "last",
+    width: str = "0.05",
 ) -> str:
     """Read the sweep's runs, write its figures and tables into ``out``, return what to print.
 
-    ``out``: by default the folder of the sweep's name among its results. ``compare``, ``final``: as
-    in the command. Raises ConfigError as ``analyse`` does.
+    ``out``: by default the folder of the sweep's name among its results. ``compare``,
+    ``final``, ``width``: as in the command. Raises ConfigError as ``analyse`` does.
     """
     runtime = sweep.settings.runtime
-    store = RunStore(runtime.runs_folder)
+    folder = runtime.results_folder / sweep.name if out is None else out
+    runs, records, notes = reading.read(
+        RunStore(runtime.runs_folder), sweep.runs, folder / ".cache.npz"
+    )
     return analyse(
-        store.runs_table(sweep.runs).assign(setting=settings(sweep)),
-        store.records_table(sweep.runs),
+        runs.assign(setting=settings(sweep)),
+        records,
         name=sweep.name,
-        out=runtime.results_folder / sweep.name if out is None else out,
+        out=folder,
         figures=sweep.figures,
         command=sweep.command,
         runs_folder=runtime.runs_folder,
         compare=compare,
         final=outcomes.final(final),
+        width=usable(width),
+        notes=notes,
     )
 
 
 def analyse_csv(
-    source: Source, out: Path | None = None, *, compare: Sequence[str] = (), final: str = "last"
+    source: Source,
+    out: Path | None = None,
+    *,
+    compare: Sequence[str] = (),
+    final: str = "last",
+    width: str = "0.05",
 ) -> str:
     """The same of a table that others made; ``out``: by default results/NAME-OF-THE-FILE."""
     choice = outcomes.final(final)
@@ -64,6 +80,7 @@ def analyse_csv(
         figures=drawn,
         compare=compare,
         final=choice,
+        width=usable(width),
         notes=found.notes,
         launches=False,
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from .compared import WIDTH_Q, as_good_as_best, headline, share_grid
+from .compared import USABLE, Usable, as_good_as_best, headline, share_grid
 from .curves import Curve
 from .robustness import Width, best, lr_sensitivity, usable_width
 
@@ -28,18 +28,18 @@ TEX = {
 }
 
 
-def robustness(curves: Sequence[Curve]) -> pd.DataFrame:
+def robustness(curves: Sequence[Curve], rule: Usable = USABLE) -> pd.DataFrame:
     """One row per curve, in full precision; learning rates as such, losses in nats.
 
     ``width`` is in decades; ``left`` and ``right`` are the ends of the usable interval, ``*_bound``
     what stopped it there (see ``analysis.robustness.usable_width``): where 'edge' or 'hole', the
     width is a lower bound and ``width_censored`` is true. NaN: undefined.
     """
-    return pd.DataFrame([_row(curve) for curve in curves])
+    return pd.DataFrame([_row(curve, rule) for curve in curves])
 
 
-def _row(curve: Curve) -> dict[str, object]:
-    optimum, width = best(curve), usable_width(curve, WIDTH_Q)
+def _row(curve: Curve, rule: Usable) -> dict[str, object]:
+    optimum, width = best(curve), usable_width(curve, rule.q, rule.level)
     nan = math.nan
     return {
         "method": curve.method,
@@ -51,7 +51,8 @@ def _row(curve: Curve) -> dict[str, object]:
         "best_seeds": optimum.seeds if optimum else 0,
         "best_where": optimum.where if optimum else "",
         "initial_loss": curve.ceiling,
-        "width_q": WIDTH_Q,
+        "width_q": rule.q,
+        "width_level": rule.level,
         "width": width.decades if width else nan,
         "width_censored": width.censored if width else False,
         "left": width.left.lr if width else nan,
@@ -70,11 +71,13 @@ def _row(curve: Curve) -> dict[str, object]:
     }
 
 
-def display(curves: Sequence[Curve]) -> pd.DataFrame:
+def display(curves: Sequence[Curve], rule: Usable = USABLE) -> pd.DataFrame:
     """The same table as short strings, '-' where a number does not exist."""
-    table = robustness(curves)
+    table = robustness(curves, rule)
     decimals = _decimals(table["best_loss"]) if len(table) else 3
-    rows = [_words(curve, row, decimals) for curve, row in zip(curves, _rows(table), strict=True)]
+    rows = [
+        _words(curve, row, decimals, rule) for curve, row in zip(curves, _rows(table), strict=True)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -96,27 +99,27 @@ def width_text(width: Width | None) -> str:
     return f">= {width.decades:.2f} ({', '.join(holes + where)})"
 
 
-def text(curves: Sequence[Curve]) -> str:
+def text(curves: Sequence[Curve], rule: Usable = USABLE) -> str:
     """The table in aligned columns, without trailing blanks."""
-    table = display(curves)
+    table = display(curves, rule)
     cells = [list(table.columns), *table.to_numpy().tolist()]
     widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def markdown(curves: Sequence[Curve]) -> str:
+def markdown(curves: Sequence[Curve], rule: Usable = USABLE) -> str:
     """The table, in bold what no test tells from the best of its column."""
-    table, is_bold = display(curves), bold(curves)
+    table, is_bold = display(curves, rule), bold(curves, rule)
     cells = [list(table.columns), ["---"] * len(table.columns)]
     cells += _marked(table, is_bold, "**{}**".format)
     caption = f"\n{CAPTION}\n" if is_bold else ""
     return "".join(f"| {' | '.join(row)} |\n" for row in cells) + caption
 
 
-def latex(curves: Sequence[Curve]) -> str:
+def latex(curves: Sequence[Curve], rule: Usable = USABLE) -> str:
     """A booktabs tabular, to be put into a table environment; bold as in ``markdown``."""
-    table, is_bold = display(curves), bold(curves)
+    table, is_bold = display(curves, rule), bold(curves, rule)
     escaped = table.map(_tex)
     lines = [
         *([f"% {CAPTION}".replace("5 %", r"5 \%")] if is_bold else []),
@@ -131,7 +134,7 @@ def latex(curves: Sequence[Curve]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def bold(curves: Sequence[Curve]) -> set[tuple[int, str]]:
+def bold(curves: Sequence[Curve], rule: Usable = USABLE) -> set[tuple[int, str]]:
     """(row, column) of the best of a column and of all that no test tells from it.
 
     Empty where no test is possible (one seed, one curve). LR sensitivities over different grids do
@@ -140,7 +143,7 @@ def bold(curves: Sequence[Curve]) -> set[tuple[int, str]]:
     found: set[tuple[int, str]] = set()
     for column, name in BOLD.items():
         if curves and (name != "LR sensitivity" or share_grid(curves)):
-            found |= {(row, column) for row in as_good_as_best(curves, headline(name))}
+            found |= {(row, column) for row in as_good_as_best(curves, headline(name, rule))}
     return found
 
 
@@ -153,12 +156,12 @@ def _marked(
     ]
 
 
-def _words(curve: Curve, row: dict, decimals: int) -> dict[str, str]:
+def _words(curve: Curve, row: dict, decimals: int, rule: Usable) -> dict[str, str]:
     return {
         "method": row["label"],
         "best lr": _best_lr(row),
         "loss there (seeds)": _loss(row, decimals),
-        "usable width": width_text(usable_width(curve, WIDTH_Q)),
+        "usable width": width_text(usable_width(curve, rule.q, rule.level)),
         "diverged": f"{row['diverged']}/{row['done']}",
         "at chance": str(row["at_chance"]),
         "LR sens.": _sensitivity(row),
