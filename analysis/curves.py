@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -109,6 +110,9 @@ class Study:
     runs: pd.DataFrame  # one row per run
     records: pd.DataFrame  # one row per record, 'run' points into ``runs``
     curves: Sequence[Curve]
+    # what a usable learning rate may lose, as in ``robustness.width``
+    q: float = 0.05
+    level: Literal["drop", "relative", "absolute"] = "drop"
 
 
 def curves(runs: pd.DataFrame) -> list[Curve]:

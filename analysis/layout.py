@@ -14,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from .compared import Usable
 from .curves import Curve
 
 GREY = "0.35"
@@ -176,6 +177,15 @@ def certified(runs: pd.DataFrame) -> set[str]:
     if "certified_by" not in runs:
         return set()
     return set(runs.loc[runs["certified_by"].fillna("") != "", "run"])
+
+
+def within(rule: Usable) -> str:
+    """What a usable learning rate may lose, in a few words: 'within 5% of the drop'."""
+    return {
+        "drop": f"within {100 * rule.q:g}% of the drop",
+        "relative": f"within {100 * rule.q:g}% of the best",
+        "absolute": f"within {rule.q:g} of the best",
+    }[rule.level]
 
 
 def unit_of(curves: Sequence[Curve]) -> str:

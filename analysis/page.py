@@ -17,6 +17,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from . import tables
+from .compared import Usable
 from .curves import Study, is_diverged
 from .drawing import Drawn
 from .style import style
@@ -91,7 +92,7 @@ def _picture(drawn: Drawn) -> _Picture:
 
 def _robustness(study: Study) -> dict[str, list]:
     """The robustness table as people read it."""
-    table = tables.display(study.curves)
+    table = tables.display(study.curves, Usable(study.q, study.level))
     return {"columns": list(table.columns), "rows": table.to_numpy().tolist()}
 
 

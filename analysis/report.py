@@ -61,7 +61,7 @@ def analyse(
         drawings.find(figure)
     checks.check_units(runs)
     runs = with_final(runs, records, final)
-    study = Study(name, runs, records, curves(runs))
+    study = Study(name, runs, records, curves(runs), width.q, width.level)
     launch = f"python launch.py -m {command or f'sweeps={name}'}" if launches else ""
     parts = [_noted(coverage(study, launch), [*notes, *checks.notes(runs, study.curves)])]
     if compare:

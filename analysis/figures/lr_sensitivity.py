@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 from matplotlib.transforms import offset_copy
 
-from ..compared import USABLE
+from ..compared import Usable
 from ..curves import Curve, Study
 from ..layout import (
     CEILING,
@@ -30,6 +30,7 @@ from ..layout import (
     panels,
     range_text,
     scale_losses,
+    within,
 )
 from ..robustness import Side, best, usable_width
 from ..style import Style, styles
@@ -59,7 +60,7 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     if not drawn:
         raise CannotDraw("the sweep has no runs, so there is nothing to draw")
     figure = _one_panel(study, drawn) if len(drawn) <= MANY else _small_multiples(study, drawn)
-    return figure, _table(study.curves).assign(
+    return figure, _table(study.curves, Usable(study.q, study.level)).assign(
         seeds_certified=np.concatenate([_n_certified(curve, repeats) for curve in study.curves])
     )
 
@@ -75,13 +76,13 @@ def _one_panel(study: Study, drawn: Sequence[Look]) -> Figure:
     axes.set_ylabel(loss_name(study.curves))
     axes.set_title(study.name, pad=FIRST_ROW + 3 + ROW * unstable)
     axes.tick_params(which="both", bottom=False, labelbottom=False)
-    _draw_usable(below, drawn)
+    _draw_usable(below, drawn, Usable(study.q, study.level))
     below.set_xlabel("learning rate")
     handles = [
         Line2D([], [], color=s.colour, linestyle=s.dash, marker=s.marker, label=c.label)
         for c, s in drawn
     ]
-    legend_beside(axes, [*handles, *_keys(study), *_width_key(study.curves)])
+    legend_beside(axes, [*handles, *_keys(study), *_width_key(study)])
     return figure
 
 
@@ -104,7 +105,7 @@ def _small_multiples(study: Study, drawn: Sequence[Look]) -> Figure:
         axes.add_collection(LineCollection(backdrop, colors="0.85", linewidths=0.5, zorder=0))
         unstable = _draw_lines(grid.figure, axes, group, certified(study.runs))
         if len(group) == 1:
-            _shade_usable(axes, *group[0])
+            _shade_usable(axes, *group[0], Usable(study.q, study.level))
         title = group[0][0].label if len(group) == 1 else _method_label(group)
         pad = 4 + (FIRST_ROW + ROW * unstable - 2 if unstable else 0)
         axes.set_title(_broken(title), fontsize=7, loc="left", pad=pad)
@@ -117,7 +118,7 @@ def _small_multiples(study: Study, drawn: Sequence[Look]) -> Figure:
     grid.title(study.name, above=0.42)
     grid.x_label("learning rate")
     grid.y_label(loss_name(study.curves))
-    grid.legend([*_keys(study), *_width_key(study.curves)])
+    grid.legend([*_keys(study), *_width_key(study)])
     return grid.figure
 
 
@@ -241,10 +242,10 @@ def _draw_diverged(figure: Figure, axes: Axes, curve: Curve, look: Style, row: i
             note(axes, lr, 1.0, diverged, transform=above)
 
 
-def _draw_usable(axes: Axes, drawn: Sequence[Look]) -> None:
+def _draw_usable(axes: Axes, drawn: Sequence[Look], rule: Usable) -> None:
     """A bar per line, in the order of the legend: the learning rates close to its best loss."""
     for row, (curve, look) in enumerate(drawn):
-        width, optimum = usable_width(curve, USABLE.q), best(curve)
+        width, optimum = usable_width(curve, rule.q, rule.level), best(curve)
         if width is None or optimum is None:
             continue
         ends = [width.left.lr, width.right.lr]
@@ -279,8 +280,8 @@ def _draw_end(axes: Axes, side: Side, row: int, look: Style, arrow: str) -> None
     )
 
 
-def _shade_usable(axes: Axes, curve: Curve, look: Style) -> None:
-    width = usable_width(curve, USABLE.q)
+def _shade_usable(axes: Axes, curve: Curve, look: Style, rule: Usable) -> None:
+    width = usable_width(curve, rule.q, rule.level)
     if width is not None:
         axes.axvspan(width.left.lr, width.right.lr, color=look.colour, alpha=0.13, linewidth=0)
 
@@ -317,10 +318,11 @@ def _keys(study: Study) -> list[Line2D | Patch]:
     return [key for used, key in keys if used]
 
 
-def _width_key(curves: Sequence[Curve]) -> list[Line2D]:
-    if not any(usable_width(curve, USABLE.q) for curve in curves):
+def _width_key(study: Study) -> list[Line2D]:
+    rule = Usable(study.q, study.level)
+    if not any(usable_width(curve, rule.q, rule.level) for curve in study.curves):
         return []
-    label = f"usable: within {USABLE.q:.0%} of the drop"
+    label = f"usable: {within(rule)}"
     return [Line2D([], [], color=GREY, linewidth=2.6, alpha=0.45, label=label)]
 
 
@@ -373,13 +375,13 @@ def _whole(curve: Curve) -> np.ndarray:
     return (curve.n > 0) & (curve.n == curve.planned)
 
 
-def _table(curves: Sequence[Curve]) -> pd.DataFrame:
+def _table(curves: Sequence[Curve], rule: Usable) -> pd.DataFrame:
     """One row per point; ``low`` and ``high`` (over seeds) are the band, NaN is a gap."""
-    return pd.concat([_points(curve) for curve in curves], ignore_index=True)
+    return pd.concat([_points(curve, rule) for curve in curves], ignore_index=True)
 
 
-def _points(curve: Curve) -> pd.DataFrame:
-    optimum, width = best(curve), usable_width(curve, USABLE.q)
+def _points(curve: Curve, rule: Usable) -> pd.DataFrame:
+    optimum, width = best(curve), usable_width(curve, rule.q, rule.level)
     at_best = np.zeros(len(curve.lr), bool)
     if optimum:
         at_best[optimum.index] = True

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from ..compared import USABLE
+from ..compared import Usable
 from ..curves import Study
-from ..layout import GREY, CannotDraw, note, panels, unit_of
+from ..layout import GREY, CannotDraw, note, panels, unit_of, within
 from ..robustness import Measure, best_lr, sensitivity, usable_width, width
 from ..slices import Slice, slices
 from ..statistics import Interval, interval
@@ -43,15 +43,16 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
         )
     axes = [key for key in axes if not _is_optimizers(key)] or axes
     axes = axes[:MOST]
-    measures = (sensitivity(), width(USABLE.q), best_lr())
+    rule = Usable(study.q, study.level)
+    measures = (sensitivity(), width(rule.q, rule.level), best_lr())
     grid = panels(len(axes) * len(measures), columns=3, width=1.75, height=1.5, gap=(0.62, 0.62))
     looks, rows = _looks(found), []
     for i, key in enumerate(axes):
         family = [each for each in found if each.key == key]
         for k, measure in enumerate(measures):
             panel = grid.axes[i * len(measures) + k]
-            rows += _draw_panel(panel, family, measure, looks)
-            _frame(panel, family, measure)
+            rows += _draw_panel(panel, family, measure, looks, rule)
+            _frame(panel, family, measure, rule)
     grid.title(study.name)
     grid.legend(_handles([each for each in found if each.key in axes], looks))
     return grid.figure, pd.DataFrame(rows, columns=COLUMNS)
@@ -68,7 +69,11 @@ def _looks(found: Sequence[Slice]) -> dict[tuple[str, str], Style]:
 
 
 def _draw_panel(
-    axes: Axes, family: Sequence[Slice], measure: Measure, looks: dict[tuple[str, str], Style]
+    axes: Axes,
+    family: Sequence[Slice],
+    measure: Measure,
+    looks: dict[tuple[str, str], Style],
+    rule: Usable,
 ) -> list[dict[str, object]]:
     rows = []
     for each in family:
@@ -76,7 +81,7 @@ def _draw_panel(
         x = np.array(each.numbers)
         estimates = [interval(curve, measure) for curve in each.curves]
         y = np.array([estimate.value for estimate in estimates])
-        whole = np.array([_is_whole(each, i, measure) for i in range(len(x))])
+        whole = np.array([_is_whole(each, i, measure, rule) for i in range(len(x))])
         axes.plot(x, y, look.dash, color=look.colour, zorder=3)
         for some, face in ((whole, look.colour), (~whole, "white")):
             axes.plot(
@@ -91,11 +96,11 @@ def _draw_panel(
     return rows
 
 
-def _is_whole(each: Slice, i: int, measure: Measure) -> bool:
+def _is_whole(each: Slice, i: int, measure: Measure, rule: Usable) -> bool:
     """Whether neither the grid's edge nor a hole cuts the number."""
     curve = each.curves[i]
     if measure.unit == "decades":
-        found = usable_width(curve, USABLE.q)
+        found = usable_width(curve, rule.q, rule.level)
         return found is not None and not found.censored
     metric = measure(curve)
     return metric.censoring not in ("left", "right", "both", "hole")
@@ -117,7 +122,7 @@ def _words(estimate: Interval) -> str:
     return f"{text} [{estimate.low:.3g}, {estimate.high:.3g}], {estimate.censoring}"
 
 
-def _frame(axes: Axes, family: Sequence[Slice], measure: Measure) -> None:
+def _frame(axes: Axes, family: Sequence[Slice], measure: Measure, rule: Usable) -> None:
     values = sorted({value for each in family for value in each.numbers})
     if values[0] > 0 and values[-1] >= 4 * values[0]:
         axes.set_xscale("log")
@@ -131,7 +136,7 @@ def _frame(axes: Axes, family: Sequence[Slice], measure: Measure) -> None:
     else:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.set_xlabel(family[0].key, fontsize=7.5)
-    name = {"lr": "best learning rate", "decades": f"usable width at {USABLE.q:.0%} (decades)"}
+    name = {"lr": "best learning rate", "decades": f"usable decades ({within(rule)})"}
     axes.set_title(
         name.get(measure.unit, f"{measure.name} ({unit_of(family[0].curves)})"), fontsize=7.5
     )

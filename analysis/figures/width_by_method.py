@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..compared import USABLE
+from ..compared import Usable
 from ..curves import Curve, Study
-from ..layout import GREY, CannotDraw, note, panels
+from ..layout import GREY, CannotDraw, note, panels, within
 from ..robustness import usable_width, width
 from ..statistics import Interval, interval
 from ..style import Style, styles
@@ -36,7 +36,8 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
         raise CannotDraw("the sweep has no runs, so there is nothing to draw")
     if len(curves) > MOST:
         raise CannotDraw(f"its {len(curves)} rows fit no page; robustness.csv holds them")
-    measure = width(USABLE.q)
+    rule = Usable(study.q, study.level)
+    measure = width(rule.q, rule.level)
     found = [interval(curve, measure) for curve in curves]
     looks = styles((curve.method, curve.setting) for curve in curves)
     grid = panels(1, columns=1, width=3.6, height=0.16 + 0.2 * len(curves))
@@ -45,12 +46,12 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     for row, (curve, look, estimate) in enumerate(zip(curves, looks, found, strict=True)):
         if row % 2:
             axes.axhspan(row - 0.5, row + 0.5, color="0.96", zorder=0, linewidth=0)
-        _draw_row(axes, row, curve, look, estimate, end)
-    _frame(axes, study, end)
+        _draw_row(axes, row, curve, look, estimate, end, rule)
+    _frame(axes, study, end, rule)
     handles = _handles(found)
     if handles:
         grid.legend(handles)
-    rows = [_row(curve, estimate) for curve, estimate in zip(curves, found, strict=True)]
+    rows = [_row(curve, estimate, rule) for curve, estimate in zip(curves, found, strict=True)]
     return grid.figure, pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -61,9 +62,9 @@ def _limit(found: list[Interval]) -> float:
 
 
 def _draw_row(
-    axes: Axes, row: int, curve: Curve, look: Style, estimate: Interval, end: float
+    axes: Axes, row: int, curve: Curve, look: Style, estimate: Interval, end: float, rule: Usable
 ) -> None:
-    words = _words(curve, estimate)
+    words = _words(curve, estimate, rule)
     axes.annotate(
         words,
         (1.02, row),
@@ -80,7 +81,7 @@ def _draw_row(
         axes.plot(solid, [row, row], color=look.colour, linewidth=1.6, zorder=2)
         ends = solid[:1] if math.isinf(estimate.high) else solid
         axes.plot(ends, [row] * len(ends), "|", color=look.colour, markersize=6, zorder=2)
-    if _is_open(curve, estimate):
+    if _is_open(curve, estimate, rule):
         axes.annotate(
             "",
             (end, row),
@@ -99,27 +100,27 @@ def _draw_row(
     note(axes, estimate.value, row, f"{curve.label}\nusable width {words}")
 
 
-def _is_open(curve: Curve, estimate: Interval) -> bool:
+def _is_open(curve: Curve, estimate: Interval, rule: Usable) -> bool:
     """Whether the true width may be any larger; with one seed, as the grid alone says."""
-    found = usable_width(curve, USABLE.q)
+    found = usable_width(curve, rule.q, rule.level)
     cut = found is not None and found.censored
     return math.isinf(estimate.high) or (cut and math.isnan(estimate.high))
 
 
-def _words(curve: Curve, estimate: Interval) -> str:
+def _words(curve: Curve, estimate: Interval, rule: Usable) -> str:
     """'1.01 [0.86, 1.20]', '>= 3.56 (right) [3.41, -]'."""
     if not curve.done.any():
         return "no results yet"
     if not math.isfinite(estimate.value):
         return "nothing learned"
-    text = width_text(usable_width(curve, USABLE.q)).replace(">=", "≥")
+    text = width_text(usable_width(curve, rule.q, rule.level)).replace(">=", "≥")
     if math.isnan(estimate.low):
         return f"{text}, 1 seed"
     high = "∞" if math.isinf(estimate.high) else f"{estimate.high:.2f}"
     return f"{text}  [{max(estimate.low, 0):.2f}, {high}]"
 
 
-def _frame(axes: Axes, study: Study, end: float) -> None:
+def _frame(axes: Axes, study: Study, end: float, rule: Usable) -> None:
     n = len(study.curves)
     axes.set_yticks(range(n), [curve.label for curve in study.curves])
     axes.set_ylim(n - 0.4, -0.6)
@@ -128,7 +129,7 @@ def _frame(axes: Axes, study: Study, end: float) -> None:
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color="0.9", linewidth=0.5)
     axes.set_axisbelow(True)
-    axes.set_xlabel(f"usable width (decades of learning rate, within {USABLE.q:.0%} of the drop)")
+    axes.set_xlabel(f"usable width (decades of learning rate, {within(rule)})")
     axes.set_title(study.name)
 
 
@@ -145,8 +146,8 @@ def _handles(found: list[Interval]) -> list[Line2D]:
     return handles
 
 
-def _row(curve: Curve, estimate: Interval) -> dict[str, object]:
-    found = usable_width(curve, USABLE.q)
+def _row(curve: Curve, estimate: Interval, rule: Usable) -> dict[str, object]:
+    found = usable_width(curve, rule.q, rule.level)
     return {
         "method": curve.method,
         "setting": curve.setting,

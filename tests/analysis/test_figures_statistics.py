@@ -41,6 +41,15 @@ class TestWidthByMethod:
         labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
         assert labels == ["AdamW", "Scion"]
 
+    def test_it_is_the_width_that_the_study_asks_for(self, table):
+        runs = table({"adamw": BOWL})
+        found = curves(runs)
+        study = Study("demo", runs, pd.DataFrame(), found, 0.3, "absolute")
+        figure, rows = drawn(width_by_method, study)
+
+        assert rows["width"][0] == pytest.approx(usable_width(found[0], 0.3, "absolute").decades)
+        assert "within 0.3 of the best" in figure.axes[0].get_xlabel()
+
     def test_a_width_that_the_grid_cuts_has_an_arrow_instead_of_an_end(self, table):
         figure, rows = drawn(width_by_method, study_of(table({"scion": PLATEAU})))
         arrows = [text for text in figure.axes[0].texts if text.get_visible() and text.arrow_patch]
