@@ -294,7 +294,7 @@ class RunStore:
             return []
         lines = path.read_text().split("\n")
         try:
-            return [_decode(json.loads(line)) for line in lines[:-1]]
+            return [decode(json.loads(line)) for line in lines[:-1]]
         except (ValueError, AttributeError) as error:
             raise ConfigError(
                 f"{path} is damaged ({error}). Delete the folder {path.parent.name} and launch "
@@ -312,7 +312,7 @@ class RunStore:
             lines = (self.folder(run_id) / "diagnostics.jsonl").read_text().split("\n")
         except FileNotFoundError:
             return []
-        return [_decode(json.loads(line)) for line in lines[:-1]]
+        return [decode(json.loads(line)) for line in lines[:-1]]
 
     def keep_diagnostics(self, run_id: str, step: int) -> None:
         """Drop the diagnostics of the steps after ``step``: the run goes on from there."""
@@ -498,7 +498,7 @@ def write_json(path: Path, content: Mapping[str, Any], *, sync: bool = True) -> 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return _decode(json.loads(path.read_text()))
+    return decode(json.loads(path.read_text()))
 
 
 def read_if_there(path: Path) -> dict[str, Any] | None:
@@ -517,7 +517,7 @@ def _encode(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _decode(row: Mapping[str, Any]) -> dict[str, Any]:
+def decode(row: Mapping[str, Any]) -> dict[str, Any]:
     words = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
     return {
         key: words.get(value, value) if isinstance(value, str) else value

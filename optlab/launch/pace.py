@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config import Run
 from ..errors import ConfigError
-from ..store import RunStore, read_if_there, write_json
+from ..store import RunStore, decode, read_if_there, write_json
 
 _SAMPLES = 5  # runs of the same parts that are measured; more would only take longer to read
 _TAIL = 1 << 14  # bytes at the end of records.jsonl that hold its last line
@@ -55,7 +55,7 @@ def last_record(store: RunStore, run_id: str) -> dict[str, Any] | None:
         return None
     for line in reversed(lines[:-1]):
         try:
-            record = json.loads(line)
+            record = decode(json.loads(line))
         except ValueError:
             continue
         if isinstance(record, dict) and _numbers(record, "step", "seconds"):

@@ -123,7 +123,7 @@ def _order(
 
 def _row(config: Mapping[str, Any], summary: Mapping[str, Any], state: str) -> dict[str, Any]:
     """What ``RunStore.row`` says of the run; of one that died while it streamed, W&B's own word."""
-    row = {key: config[key] for key in IN_CONFIG}
+    row = {"certified_by": "", **{key: config[key] for key in IN_CONFIG}}
     row["lr"] = float(row["lr"])
     row["outcome"] = summary.get("outcome", "running")
     if row["outcome"] == "running" and state in ("crashed", "failed", "killed"):

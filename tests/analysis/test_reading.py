@@ -26,7 +26,7 @@ def finish(store: RunStore, run: Run, loss: float) -> None:
     store.freeze(run)
     for step, value in ((0, 2.3), (2, float("nan")), (4, loss)):
         extra = {"accuracy": 0.5} if step else {}
-        store.append(run.id, Record(step, step, 0.1, value, value, 0.1, 0.1, 1.0, extra))
+        store.append(run.id, Record(step, step, 0.1, value, value, 0.1, 0.1, 1.0, extra=extra))
     store.finish(
         run.id,
         Result(

@@ -33,6 +33,7 @@ def curve(losses: np.ndarray, *, method: str = "muonmax_momo", prints: str = "w"
         done=~none,
         diverged=none,
         at_chance=none,
+        certified=none,
         fingerprints=tuple(f"{prints}{seed}" for seed in range(seeds)) if prints else (),
     )
 

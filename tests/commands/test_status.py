@@ -18,7 +18,7 @@ from optlab.launch import standing
 from optlab.launch.pace import last_record
 from optlab.launch.queue import Job
 from optlab.launch.standing import STATES
-from optlab.store import RunStore
+from optlab.store import RunStore, decode
 from optlab.sweep import Sweep
 from support import environment
 
@@ -169,7 +169,7 @@ def test_records_torn_anywhere_give_the_last_whole_one(store: RunStore, sweep: S
         path.write_bytes(whole[:cut])
         lines = whole[:cut].split(b"\n")[:-1]
 
-        assert last_record(store, run.id) == (json.loads(lines[-1]) if lines else None)
+        assert last_record(store, run.id) == (decode(json.loads(lines[-1])) if lines else None)
 
 
 def test_a_long_file_of_records_is_read_from_its_end(store: RunStore, sweep: Sweep) -> None:
