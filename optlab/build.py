@@ -13,10 +13,12 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from .config import CONF, Run, check_option
+from .config import Run
 from .data.base import Batch, data_folder
 from .errors import ConfigError, nearest
 from .optim.roles import param_groups
+from .overrides import check_option
+from .paths import CONF
 from .train import Parts
 
 T = TypeVar("T")

@@ -65,7 +65,8 @@ def _files(conf: Path) -> str | None:
     digest = hashlib.sha256()
     code = Path(__file__).parent
     plugins = sorted((conf.parent / "hydra_plugins").rglob("*.py"))
-    sources = [code / "config.py", code / "composed.py", *plugins]
+    own = [code / f"{name}.py" for name in ("config", "overrides", "composed")]
+    sources = [*own, *plugins]
     for path in [*sources, *sorted(path for path in conf.rglob("*") if path.is_file())]:
         content = path.read_bytes()
         if path not in sources and any(word in content for word in _IMPURE):

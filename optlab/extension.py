@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import Composer, is_group
+from .config import Composer
 from .errors import ConfigError
+from .overrides import is_group
 from .store import write_bytes
 
 LR = "optimizer.lr"

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .config import ROOT
+from .paths import ROOT
 
 _PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "scikit-learn", "wandb")
 

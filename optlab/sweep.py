@@ -22,21 +22,12 @@ from yaml import YAMLError
 
 from . import extension as extensions
 from .certify import Certified
-from .config import (
-    OUTSIDE_ID,
-    ROOT,
-    Composer,
-    Run,
-    Settings,
-    check_option,
-    is_group,
-    override_values,
-    parse_override,
-    unique,
-)
+from .config import OUTSIDE_ID, Composer, Run, Settings
 from .errors import ConfigError, nearest
 from .extend import Extend, grid_point, parse_extend
 from .extension import LR, CurveIds, overrides_of
+from .overrides import check_option, is_group, override_values, parse_override, unique
+from .paths import ROOT
 from .resources import Request, check_keys
 
 DEFAULT = "demo"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from optlab.config import ROOT
+from optlab.paths import ROOT
 from optlab.store import RunStore
 from support import CODE, environment
 

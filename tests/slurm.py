@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 import yaml
 
-from optlab.config import CONF
 from optlab.launch.batch import note
 from optlab.launch.launch import Report
 from optlab.launch.slurm import launch_slurm, options
+from optlab.paths import CONF
 from optlab.store import RunStore
 from optlab.sweep import Sweep, ad_hoc
 from support import shrunk

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from optlab.config import ROOT, Run, Settings, compose_run
+from optlab.config import Run, Settings, compose_run
+from optlab.paths import ROOT
 
 # A run small enough to train in a fraction of a second.
 TINY = (

@@ -216,7 +216,7 @@ def test_nothing_imports_torch_before_a_run_and_after_the_store(command, tmp_pat
         " else runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=False)\n"
         "print([m for m in ('torch', 'wandb', 'submitit', 'sklearn') if m in sys.modules])\n"
     )
-    from optlab.config import ROOT
+    from optlab.paths import ROOT
 
     for arguments in (
         [str(ROOT / "launch.py"), "-m", "hydra.launcher.dry_run=true", "seed=0,1"],

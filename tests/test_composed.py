@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from optlab import composed, config
 from optlab.composed import recall, remember
-from optlab.config import CONF, ROOT, resolve
+from optlab.config import resolve
 from optlab.errors import ConfigError
+from optlab.paths import CONF, ROOT
 
 CHOICES = {"model": "mlp", "dataset": "digits"}
 
@@ -23,7 +24,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like ``conf/`` beside code like ours."""
     code = tmp_path / "optlab"
     code.mkdir()
-    for name in ("config.py", "composed.py"):
+    for name in ("config.py", "overrides.py", "composed.py"):
         (code / name).write_text("")
     monkeypatch.setattr(composed, "__file__", str(code / "composed.py"))
     (tmp_path / "conf" / "model").mkdir(parents=True)
@@ -46,7 +47,9 @@ def test_what_was_composed_is_recalled_to_the_bit(conf: Path) -> None:
     assert again(("model=gpt",), conf) is None
 
 
-@pytest.mark.parametrize("name", ["conf/model/mlp.yaml", "conf/new.yaml", "optlab/config.py"])
+@pytest.mark.parametrize(
+    "name", ["conf/model/mlp.yaml", "conf/new.yaml", "optlab/config.py", "optlab/overrides.py"]
+)
 def test_any_change_of_the_inputs_is_another_entry(conf: Path, name: str) -> None:
     remember((), conf, [{}, {}])
     path = conf.parent / name

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from optlab.build import build, check
-from optlab.config import CONF, ROOT, Run, compose_run
+from optlab.config import Run, compose_run
 from optlab.errors import ConfigError
 from optlab.launch.launch import representatives
+from optlab.paths import CONF, ROOT
 from optlab.sweep import load
 from optlab.train import Progress, train
 from support import TINY

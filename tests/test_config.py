@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from optlab.config import Composer, Run, coerced, compose_run, parse
+from optlab.config import Composer, Run, coerced, compose_run
 from optlab.errors import ConfigError
+from optlab.overrides import parse
 
 
 def run_of(*overrides: str) -> Run:

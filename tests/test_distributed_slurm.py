@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from optlab.config import ROOT
+from optlab.paths import ROOT
 from optlab.store import RunStore
 from slurm import lacking
 from support import TINY, environment, tiny

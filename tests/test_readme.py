@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from optlab.config import CONF, ROOT
+from optlab.paths import CONF, ROOT
 from support import environment
 
 README = (ROOT / "README.md").read_text()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from optlab.config import CONF
 from optlab.errors import ConfigError
+from optlab.paths import CONF
 from optlab.resources import KEYS, check_keys, minutes, resources
 from optlab.sweep import load
 from support import shrunk

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optlab import sweep as sweeps
-from optlab.config import CONF, compose_run
+from optlab.config import compose_run
 from optlab.errors import ConfigError
+from optlab.paths import CONF
 from optlab.sweep import Sweep, ad_hoc, from_arguments, load, log_grid
 
 

@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _become_the_launch(args: argparse.Namespace) -> NoReturn:
     """Go on as ``launch.py``; not as its parent, for Ctrl-C must reach it alone."""
-    from ..config import ROOT
     from ..launch.rounds import remembered
+    from ..paths import ROOT
     from ..store import RunStore
     from ..sweep import load
 

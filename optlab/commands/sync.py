@@ -116,7 +116,7 @@ def _page(sweep: Sweep, args: argparse.Namespace) -> int:
     In a process of its own: what the page shows comes from ``analysis``, which optlab never
     imports, and matplotlib and pandas stay out of this one.
     """
-    from ..config import ROOT
+    from ..paths import ROOT
 
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     words: Sequence[str] = [args.sweep, *args.overrides, *(["--report"] if args.report else [])]

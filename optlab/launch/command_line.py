@@ -21,19 +21,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ..config import (
-    CONF,
-    Run,
-    Settings,
-    check_option,
-    compose_run,
-    config_loader,
-    is_group,
-    override_values,
-    parse_override,
-)
+from ..config import Run, Settings, compose_run
 from ..distributed import Ranks, check_share, ranks_from_environment
 from ..errors import ConfigError, nearest
+from ..overrides import check_option, config_loader, is_group, override_values, parse_override
+from ..paths import CONF
 from ..store import RunStore, check_writable
 from ..sweep import Sweep, load
 from .here import train_here

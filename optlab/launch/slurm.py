@@ -21,9 +21,10 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError
 from submitit.helpers import clean_env
 
-from ..config import ROOT, Run
+from ..config import Run
 from ..distributed import check_share
 from ..errors import ConfigError
+from ..paths import ROOT
 from ..resources import KEYS, Resources, resources
 from ..store import RunStore
 from ..sweep import Sweep

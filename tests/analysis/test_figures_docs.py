@@ -11,7 +11,7 @@ import pytest
 from analysis import figures
 from analysis.curves import Study, curves
 from analysis.figures import coverage
-from optlab.config import ROOT
+from optlab.paths import ROOT
 
 PAGE = (ROOT / "docs" / "figures.md").read_text()
 LISTED = dict(re.findall(r"^\| `(\w+)` \|.*\| (`[^|]*) \|$", PAGE, re.MULTILINE))

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from optlab.config import ROOT
 from optlab.launch import cancel as cancelling
 from optlab.launch.queue import alive
 from optlab.launch.standing import standings, submission
+from optlab.paths import ROOT
 from optlab.store import RunStore, recorded_owner, write_json
 from optlab.sweep import ad_hoc
 from support import environment, shrunk

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from optlab.config import ROOT
 from optlab.launch import standing
 from optlab.launch.diagnosis import alike, diagnosis
+from optlab.paths import ROOT
 from optlab.store import Record, RunStore
 from optlab.sweep import Sweep
 from support import environment

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from optlab.config import ROOT
 from optlab.errors import ConfigError
 from optlab.launch.launch import prepare
 from optlab.launch.pace import paces, parts
 from optlab.launch.plan import describe, make_plan, refusal, size
+from optlab.paths import ROOT
 from optlab.store import RunStore
 from optlab.sweep import Sweep, ad_hoc, load
 from support import shrunk

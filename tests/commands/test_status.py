@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from optlab.config import ROOT
 from optlab.launch import standing
 from optlab.launch.pace import last_record
 from optlab.launch.queue import Job
 from optlab.launch.standing import STATES
+from optlab.paths import ROOT
 from optlab.store import RunStore, decode
 from optlab.sweep import Sweep
 from support import environment

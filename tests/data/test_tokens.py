@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from optlab.config import ROOT
 from optlab.data import tokenize
 from optlab.data.prepare import RemoteFile
 from optlab.data.tokenize import RANKS, Cursor, EndOfSource, gpt2_encoder, prepare_tokens
 from optlab.data.tokens import END_OF_TEXT, TOKEN, Source, Tokens, TokenShards, training_windows
 from optlab.errors import ConfigError
+from optlab.paths import ROOT
 from support import environment
 
 TEXTS = [f"document {n}: " + "word " * (n % 7) for n in range(60)] + ["<|endoftext|>", ""]

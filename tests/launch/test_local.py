@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import pytest
 
-from optlab.config import ROOT
 from optlab.launch.here import launch_here
 from optlab.launch.local import launch_local
+from optlab.paths import ROOT
 from optlab.store import RunStore
 from optlab.sweep import Sweep, ad_hoc
 from support import environment, shrunk

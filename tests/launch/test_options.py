@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from optlab.config import CONF
 from optlab.errors import ConfigError
 from optlab.launch.slurm import launch_slurm, options
+from optlab.paths import CONF
 from optlab.store import RunStore
 from optlab.sweep import ad_hoc
 from support import shrunk

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from optlab.config import ROOT, compose_run
+from optlab.config import compose_run
 from optlab.errors import ConfigError
 from optlab.launch.here import launch_here
 from optlab.launch.standing import standings
+from optlab.paths import ROOT
 from optlab.store import RunStore
 from slurm import wait_until
 from support import TINY, environment, shrunk

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from optlab.build import build
-from optlab.config import CONF, ROOT, compose_run
+from optlab.config import compose_run
 from optlab.errors import ConfigError
 from optlab.optim import SteepestDescent
 from optlab.optim.memory import keep_freed_memory
 from optlab.optim.norms import Spectral
 from optlab.optim.roles import param_groups
+from optlab.paths import CONF, ROOT
 from optlab.train import Parts
 
 SMALL = ("model.width=8", "model.depth=2", "train.batch_size=8")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import wandb
 
-from optlab.config import ROOT
+from optlab.paths import ROOT
 from optlab.store import Record, RunStore
 from optlab.tracking import client, mirror, rows
 from optlab.tracking.mirror import Mirror
