@@ -129,7 +129,7 @@ def test_a_signal_to_one_process_saves_and_stops_all_at_one_step(
     teamwork.run(run.id, undisturbed, 1)
     for after in (1, 2):
         _, store = frozen(tmp_path / f"{after}")
-        event = {f"rank_{signalled}": {"at_step": 2, "event": "terminate"}}
+        event: dict[str, Any] = {f"rank_{signalled}": {"at_step": 2, "event": "terminate"}}
         answers = teamwork.run(run.id, store, 2, **event)
 
         assert [a.status for a in answers if isinstance(a, Answer)] == ["preempted"] * 2
@@ -169,7 +169,7 @@ def test_an_exception_in_one_process_fails_the_run_with_its_traceback(
     tmp_path: Path, teamwork: Teamwork, failing: int
 ) -> None:
     run, store = frozen(tmp_path)
-    event = {f"rank_{failing}": {"at_step": 2, "event": "raise"}}
+    event: dict[str, Any] = {f"rank_{failing}": {"at_step": 2, "event": "raise"}}
     answers = teamwork.run(run.id, store, 2, **event)
 
     assert [a.status for a in answers if isinstance(a, Answer)] == ["failed", "failed"]
@@ -189,7 +189,7 @@ def test_a_killed_process_fails_the_run_by_name(
     tmp_path: Path, teamwork: Teamwork, killed: int
 ) -> None:
     run, store = frozen(tmp_path)
-    event = {f"rank_{killed}": {"at_step": 2, "event": "kill"}}
+    event: dict[str, Any] = {f"rank_{killed}": {"at_step": 2, "event": "kill"}}
     answers = teamwork.run(run.id, store, 2, **event)
 
     assert answers[killed] == -signal.SIGKILL
