@@ -60,7 +60,8 @@ class Link:
     def __init__(self, ranks: Ranks, store: TCPStore, bury: Bury) -> None:
         self.ranks, self.store, self._bury = ranks, store, bury
         self.leader_is_gone = False
-        self.gone = False  # some process has ended without a word
+        self.gone: list[int] = []  # ranks that have ended without a word
+        self._silent: list[int] = []  # ranks of which the watch has missed the signs of life
         self.hosts: list[str] = []
         self._messages = 0
         self._attended = threading.Event()  # the main thread sees to the end of the run
@@ -111,7 +112,8 @@ class Link:
         """Rank 0 says how the run has ended, and stays until the others know."""
         self._attended.set()
         self.store.set("outcome", json.dumps(outcome))
-        others = [f"left/{rank}" for rank in range(1, self.ranks.world)]
+        expected = set(range(1, self.ranks.world)) - set(self.gone)
+        others = [f"left/{rank}" for rank in sorted(expected)]
         deadline = time.monotonic() + GRACE
         while not self.store.check(others) and time.monotonic() < deadline:
             time.sleep(_POLL)
@@ -151,10 +153,9 @@ class Link:
             self.leader_is_gone = True
             first, gone = own, [0]
         detail = f"{self._name(first['rank'])}:\n{first['detail']}"
-        self.gone = bool(gone)
+        self.gone = gone
         if gone:
-            names = " and ".join(map(self._name, gone))
-            return f"{names} is gone: killed, or out of memory?", detail
+            return self._obituary(gone), detail
         return f"{self._name(first['rank'])}: {first['cause']}", detail
 
     def _publish(self, failure: Mapping[str, Any]) -> Message:
@@ -175,6 +176,12 @@ class Link:
                 if now[rank] == before[rank] and not self.store.check([f"left/{rank}"])
             }
         return sorted(waiting)
+
+    def _obituary(self, gone: list[int]) -> str:
+        names = " and ".join(map(self._name, gone))
+        if set(gone) <= set(self._silent):
+            return f"{names} is gone: no sign of life for {SILENT_AFTER * BEAT:g} s"
+        return f"{names} is gone: killed, or out of memory?"
 
     def _name(self, rank: int) -> str:
         host = f" ({self.hosts[rank]})" if rank < len(self.hosts) else ""
@@ -206,6 +213,7 @@ class Link:
                     silence[rank] = silence[rank] + 1 if now[rank] == last[rank] else 0
                 last = now
                 silent = [rank for rank in others if silence[rank] > SILENT_AFTER]
+                self._silent = silent
                 if silent or store.check(["failure"]) or store.check(["outcome"]):
                     self.trouble.set()
                     troubled += 1
@@ -220,8 +228,7 @@ class Link:
     def _abort(self, silent: list[int]) -> None:
         """End this process, whose main thread has not come back; the run is marked first."""
         if silent:
-            names = " and ".join(map(self._name, silent))
-            cause = detail = f"{names} is gone: no sign of life for {SILENT_AFTER * BEAT:g} s"
+            cause = detail = self._obituary(silent)
         elif self.store.check(["outcome"]):  # rank 0 has ended the run, and marked it itself
             os._exit(1)
         else:

@@ -10,8 +10,11 @@ computed everywhere alike, polar factors excepted, which are shared out.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Protocol
@@ -112,6 +115,7 @@ class Group:
     def __init__(self, link: Link, device: torch.device, stop: Flag) -> None:
         self._link, self.device, self._stop = link, device, stop
         self._stopping = False
+        self._reducer: weakref.ref[object] | None = None  # DDP's
         self.world, self.rank = link.ranks.world, link.ranks.rank
 
     @property
@@ -132,11 +136,19 @@ class Group:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
+        group = dist.group.WORLD
+        assert group is not None
         if kind is not None and self.device.type == "cuda":
-            group = dist.group.WORLD
-            assert group is not None
             group.abort()  # frees peers, and this process, from collectives that cannot end
         dist.destroy_process_group()
+        if kind is not None or self._reduces():
+            _never_free(group)
+
+    def _reduces(self) -> bool:
+        """Whether DDP still holds the group."""
+        if self._reducer is not None and self._reducer() is not None:
+            gc.collect()
+        return self._reducer is not None and self._reducer() is not None
 
     def replicate(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, data: Data
@@ -151,6 +163,7 @@ class Group:
             optimizer.sharing = self
         # Not as views of DDP's buckets: the bits of a dot product depend on where its vectors lie.
         replica = DistributedDataParallel(model)
+        self._reducer = weakref.ref(replica.reducer)
         # DDP sorts its buckets anew after its first backward pass, and the bits of a sum may depend
         # on the place of a number in its bucket: a resumed run, too, is to start with the new ones.
         inputs, targets = (part.to(self.device) for part in self.shard(batch))
@@ -224,6 +237,16 @@ class Group:
                 raise PeerFailed("another process has failed, or gives no sign of life")
             time.sleep(_GLANCE)
         work.wait()
+
+
+def _never_free(group: dist.ProcessGroup) -> None:
+    """Keep a group, with its threads, until the process ends.
+
+    Gloo cannot give up a collective, and a group that is freed waits for its threads. Where DDP's
+    reducer is the last to hold the group, it waits with the interpreter's lock, which these threads
+    need in order to end, and so does the watch in order to end the process: all would hang.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 def checksum(tensors: Iterable[Tensor]) -> Tensor:

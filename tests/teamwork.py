@@ -18,7 +18,7 @@ from optlab.distributed import Ranks
 from optlab.store import RunStore
 from support import tiny
 
-ENDS_WITHIN = 120.0  # seconds; an upper bound against hangs
+ENDS_WITHIN = 60.0  # seconds; an upper bound against hangs
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,7 @@ class Teamwork:
             assert pid is not None
             os.kill(pid, signal.SIGCONT)
             answers[revive] = self._answer(revive)
-        if any(isinstance(a, int) or a.status == "failed" for a in answers.values()):
-            self._renew()  # an unfinished collective stays in its process until that ends
         return [answers[rank] for rank in coming]
-
-    def _renew(self) -> None:
-        count = len(self._workers)
-        self.close()
-        self._workers = [self._start() for _ in range(count)]
 
     def _answer(self, rank: int) -> Answer | int:
         process, connection = self._workers[rank]
@@ -105,11 +98,17 @@ class Teamwork:
         theirs.close()
         return process, ours
 
-    def close(self) -> None:
-        for process, connection in self._workers:
+    def close(self) -> list[int | None]:
+        """The exit codes of the processes, None of those that do not end."""
+        for _, connection in self._workers:
             connection.close()
+        for process, _ in self._workers:
+            process.join(ENDS_WITHIN / 4)
+        codes = [process.exitcode for process, _ in self._workers]
+        for process, _ in self._workers:
             process.kill()
             process.join()
+        return codes
 
 
 def serve(connection: Connection) -> None:
@@ -147,14 +146,16 @@ def _sabotaged(parts: Any, order: Order) -> Any:
     def fail() -> None:
         raise MemoryError("80 GiB")
 
-    happen: dict[str, Callable[[], object]] = {
+    first = next(parts.model.parameters())
+    happen: dict[str, Callable[..., object]] = {
         "raise": fail,
         "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
-        "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+        "stop": lambda *_: os.kill(os.getpid(), signal.SIGSTOP),
+        "stop in the backward pass": lambda: first.register_hook(happen["stop"]),
         "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
         "terminate and wait": lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(1)),
         "sleep": lambda: time.sleep(2 * ENDS_WITHIN),
-        "drift": lambda: next(parts.model.parameters()).data.add_(1e-3),
+        "drift": lambda: first.data.add_(1e-3),
     }
     train = parts.data.train
 

@@ -37,7 +37,7 @@ _KINDS = (
     ),
     _kind(
         "node lost",
-        r"^(NODE_FAIL|BOOT_FAIL|REVOKED)",
+        r"^(NODE_FAIL|BOOT_FAIL|REVOKED)|is gone: no sign of life",
         "Nothing was wrong with the run: retry. If it is always the same node, exclude it "
         "(+hydra.launcher.additional.exclude=NODE).",
     ),

@@ -64,13 +64,17 @@ def _ours(batch: Batch, store: RunStore, ranks: Ranks) -> list[Run]:
 
 def _train(batch: Batch, store: RunStore, runs: Sequence[Run], stop: Stop, ranks: Ranks) -> int:
     attempt = Owner.here().attempt
-    failed = {run.id for run in runs if attempt and _failed_here(batch, store, run)}
+    # Of several processes, all must take the same runs, and may not see the same files yet: they
+    # take all, and rank 0 tells which are done. One that has failed is tried again, for it may have
+    # failed because a peer was lost with the node for which the job was requeued.
+    again = attempt and not ranks.together
+    failed = {run.id for run in runs if again and _failed_here(batch, store, run)}
     todo = [run for run in runs if run.id not in failed and not store.is_done(run.id)]
     if attempt > batch.max_requeues:
         if ranks.leads:
             _give_up(batch, store, todo)
         return 1
-    if ranks.together:  # all must take the same ones, and may not see the same files yet
+    if ranks.together:
         todo = list(runs)
     say(f"{len(runs)} runs, {len(todo)} of them to train.")
     pool = Pool(

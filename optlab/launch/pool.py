@@ -153,6 +153,8 @@ class Pool:
                 watcher.step(worker.run, message)
             if isinstance(message, Ended):
                 self._count_in(worker, message, report, watcher)
+                if message.status == "failed" and self._ranks.together and queue:
+                    self._renew(worker)
 
     def _count_in(self, worker: _Worker, message: Ended, report: Report, watcher: Watcher) -> None:
         assert worker.run is not None
@@ -166,6 +168,14 @@ class Pool:
                 "again; finished runs are intact."
             )
         worker.run = None
+
+    def _renew(self, worker: _Worker) -> None:
+        """Start a new process: what a run has left unfinished with its peers stays in the old."""
+        worker.connection.close()
+        worker.process.kill()
+        worker.process.join()
+        fresh = self._spawn(self._workers.index(worker))
+        worker.process, worker.connection = fresh.process, fresh.connection
 
     def _replace(
         self,

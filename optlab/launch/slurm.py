@@ -336,8 +336,9 @@ def _executor(
         "teardown": _teardown(batch),
         "additional_parameters": {k: v for k, v in extra.items() if v not in (None, False)},
         # Of SLURM 22.05 on, srun does not take the number from sbatch.
-        # Processes that train together look after each other, and end together.
-        "srun_args": [f"--cpus-per-task={request.cpus}", "--kill-on-bad-exit=0"],
+        # Processes that train together look after each other, and rank 0 writes why they fail: it
+        # must have the time. What hangs all the same is ended.
+        "srun_args": [f"--cpus-per-task={request.cpus}", "--kill-on-bad-exit=0", "--wait=120"],
     }
     executor.update_parameters(**parameters)
     return executor

@@ -1,0 +1,61 @@
+"""A process of a run on several GPUs is killed: the run fails within a minute, and can go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from slurm import ask, wait_until
+
+pytestmark = pytest.mark.slurm
+
+LONG = ("train.steps=2000", "train.eval_every=100")
+
+
+def task(job: str, rank: int) -> list[int]:
+    """The processes of one rank of a job."""
+    array, _, index = job.partition("_")
+    wanted = {
+        f"SLURM_ARRAY_JOB_ID={array}",
+        f"SLURM_ARRAY_TASK_ID={index}",
+        f"SLURM_PROCID={rank}",
+        "SLURM_STEP_NUM_TASKS=2",
+    }
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            words = set(path.read_text(errors="replace").split("\0"))
+        except OSError:  # not ours, or gone
+            continue
+        if wanted <= words:
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_a_killed_rank_fails_the_run_which_a_requeue_finishes(cluster) -> None:
+    sweep = cluster.sweep(*LONG)
+    run = sweep.runs[0].id
+    stores = [cluster.store(f"killed_{rank}") for rank in range(2)]
+    for store in stores:
+        cluster.submit(sweep, store, gpus_per_run=2)
+    jobs = [cluster.job(store, run) for store in stores]
+    for rank, (store, job) in enumerate(zip(stores, jobs, strict=True)):
+        cluster.training(store, run)
+        for process in task(job, rank):
+            os.kill(process, signal.SIGKILL)
+    for rank, (store, job) in enumerate(zip(stores, jobs, strict=True)):
+        failure = wait_until(lambda store=store: store.failure(run), timeout=60)
+        assert failure["cause"].startswith(f"rank {rank} of 2 (")
+        assert "is gone: killed, or out of memory?" in failure["cause"]
+        assert cluster.ended(job) == "FAILED"
+
+        # As SLURM does by itself where the node of that rank is lost.
+        ask("scontrol", "requeue", job)
+        ask("scontrol", "update", f"JobId={job}", "StartTime=now+5")  # else in two minutes
+    for store, job in zip(stores, jobs, strict=True):
+        cluster.done(store, sweep)
+        assert cluster.ended(job) == "COMPLETED", cluster.log(store, run)
+        assert store.failure(run) is None
