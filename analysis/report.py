@@ -15,6 +15,7 @@ from optlab.store import write_bytes
 from . import checks, compared, page, tables
 from . import figures as drawings
 from .certificate import certify
+from .certificate import table as certificates
 from .compared import USABLE, Usable
 from .curves import Curve, Study, curves, is_certified, is_diverged, is_done
 from .drawing import draw_all
@@ -229,6 +230,7 @@ def _wrapped(line: str) -> str:
 
 def _write_tables(curves: Sequence[Curve], out: Path, width: Usable) -> None:
     _write(out / "robustness.csv", tables.robustness(curves, width).to_csv(index=False).encode())
+    _write(out / "certificate.csv", certificates(curves).to_csv(index=False).encode())
     _write(out / "robustness.md", tables.markdown(curves, width).encode())
     _write(out / "robustness.tex", tables.latex(curves, width).encode())
 

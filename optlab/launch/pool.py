@@ -187,7 +187,7 @@ class Pool:
     ) -> None:
         """A worker has died: give its run another attempt, or mark it failed."""
         worker.process.join()
-        if not worker.answered:
+        if not worker.answered and self._ranks.leads:  # the others report no steps
             raise CannotStart(self._cannot_start(worker))
         run, death = worker.run, _death(worker.process.exitcode)
         if run is not None:

@@ -1,4 +1,4 @@
-"""A process of a run on several GPUs is killed: the run fails within a minute, and can go on."""
+"""A process of a run on several GPUs is killed: the run fails soon, and what is left can go on."""
 
 from __future__ import annotations
 
@@ -59,3 +59,24 @@ def test_a_killed_rank_fails_the_run_which_a_requeue_finishes(cluster) -> None:
         cluster.done(store, sweep)
         assert cluster.ended(job) == "COMPLETED", cluster.log(store, run)
         assert store.failure(run) is None
+
+
+def test_a_killed_rank_costs_a_packed_job_one_run(cluster) -> None:
+    sweep = cluster.sweep("train.steps=500", "train.eval_every=20", "seed=0,1")
+    store = cluster.store("packed")
+    first, second = (run.id for run in sweep.runs)
+    cluster.submit(sweep, store, gpus_per_run=2, runs_per_job=2)
+    job = cluster.job(store, first)
+    cluster.training(store, first)
+    worker = max(task(job, 1), key=_resident)  # it trains; the smaller ones only watch
+    os.kill(worker, signal.SIGKILL)
+
+    failure = wait_until(lambda: store.failure(first), timeout=60)
+    assert failure["cause"].startswith("rank 1 of 2 (")
+    wait_until(lambda: store.is_done(second), timeout=120)
+    assert store.failure(second) is None
+
+
+def _resident(process: int) -> int:
+    """Pages of memory."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1])
