@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +30,8 @@ def _quiet_environment() -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_DIR", "HYDRA_FULL_ERROR"):
         os.environ.pop(name, None)
     os.environ["WANDB_ERROR_REPORTING"] = "false"
+    # A shell's background job ignores Ctrl-C, and so would every process that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
