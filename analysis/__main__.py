@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from optlab.errors import ConfigError
 
@@ -38,9 +39,7 @@ def _of_wandb(args: argparse.Namespace) -> str:
         args.group,
         settings,
         args.out,
-        compare=args.compare,
-        final=args.final,
-        width=args.width,
+        **_how(args),
     )
 
 
@@ -59,7 +58,7 @@ def _of_sweep(args: argparse.Namespace) -> str:
         raise ConfigError("--group names a sweep in W&B: it goes with --from-wandb.")
     first = args.sweep if "=" in args.sweep else f"sweeps={args.sweep}"
     sweep = from_arguments([first, *args.overrides])
-    return analyse_sweep(sweep, args.out, compare=args.compare, final=args.final, width=args.width)
+    return analyse_sweep(sweep, args.out, **_how(args))
 
 
 def _of_table(args: argparse.Namespace) -> str:
@@ -80,7 +79,18 @@ def _of_table(args: argparse.Namespace) -> str:
         initial=args.initial,
         unit=args.unit,
     )
-    return analyse_csv(source, args.out, compare=args.compare, final=args.final, width=args.width)
+    return analyse_csv(source, args.out, **_how(args))
+
+
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of every source."""
+    figures = [name for name in (args.figures or "").split(",") if name]
+    return {
+        "compare": args.compare,
+        "final": args.final,
+        "width": args.width,
+        "figures": figures,
+    }
 
 
 # what --csv alone reads, and the defaults
@@ -136,6 +146,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="Q[:LEVEL]",
         help="what a usable learning rate may lose: a share of the loss drop (0.05, 0.05:drop), of "
         "the best loss (0.05:relative), or so much of the metric (0.01:absolute)",
+    )
+    parser.add_argument(
+        "--figures",
+        metavar="NAME,...",
+        help="files of analysis/figures to draw (default: those that the sweep names)",
     )
     _add_csv(parser.add_argument_group("a table from elsewhere (docs/analysis.md)"))
     return parser

@@ -132,7 +132,9 @@ def curves(runs: pd.DataFrame) -> list[Curve]:
         _curve(method, setting, runs.loc[(runs["method"] == method) & (runs["setting"] == setting)])
         for method, setting in keys
     ]
-    return sorted(found, key=lambda curve: (style.order(curve.method), curve.setting))
+    return sorted(
+        found, key=lambda curve: (style.order(curve.method), style.natural(curve.setting))
+    )
 
 
 def is_diverged(runs: pd.DataFrame) -> pd.Series:

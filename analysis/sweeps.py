@@ -34,11 +34,13 @@ def analyse_sweep(
     compare: Sequence[str] = (),
     final: str = "last",
     width: str = "0.05",
+    figures: Sequence[str] = (),
 ) -> str:
     """Read the sweep's runs, write its figures and tables into ``out``, return what to print.
 
     ``out``: by default the folder of the sweep's name among its results. ``compare``,
-    ``final``, ``width``: as in the command. Raises ConfigError as ``analyse`` does.
+    ``final``, ``width``: as in the command; ``figures``: instead of those that the sweep names.
+    Raises ConfigError as ``analyse`` does.
     """
     runtime = sweep.settings.runtime
     folder = runtime.results_folder / sweep.name if out is None else out
@@ -51,7 +53,7 @@ def analyse_sweep(
         records,
         name=sweep.name,
         out=folder,
-        figures=sweep.figures,
+        figures=figures or sweep.figures,
         command=sweep.command,
         runs_folder=runtime.runs_folder,
         compare=compare,
@@ -69,6 +71,7 @@ def analyse_csv(
     compare: Sequence[str] = (),
     final: str = "last",
     width: str = "0.05",
+    figures: Sequence[str] = (),
 ) -> str:
     """The same of a table that others made; ``out``: by default results/NAME-OF-THE-FILE."""
     choice = outcomes.final(final)
@@ -84,7 +87,7 @@ def analyse_csv(
         found.records,
         name=source.path.stem,
         out=Path("results") / source.path.stem if out is None else out,
-        figures=drawn,
+        figures=figures or drawn,
         compare=compare,
         final=choice,
         width=usable(width),
@@ -102,6 +105,7 @@ def analyse_wandb(
     compare: Sequence[str] = (),
     final: str = "last",
     width: str = "0.05",
+    figures: Sequence[str] = (),
 ) -> str:
     """The same of a sweep that stands in W&B's ``project`` (entity/project).
 
@@ -117,7 +121,7 @@ def analyse_wandb(
         found.records,
         name=sweep,
         out=results / sweep if out is None else out,
-        figures=found.figures,
+        figures=figures or found.figures,
         command=found.command,
         compare=compare,
         final=outcomes.final(final),

@@ -150,7 +150,7 @@ def test_a_column_setting_tells_curves_apart(table):
     runs = table({"adamw": {0.1: [0.5, 0.7]}}).assign(setting=["model.width=8", "model.width=16"])
     runs["seed"] = 0
 
-    assert [c.setting for c in curves(runs)] == ["model.width=16", "model.width=8"]
+    assert [c.setting for c in curves(runs)] == ["model.width=8", "model.width=16"]  # by number
 
 
 def test_two_runs_of_one_point_are_refused_by_name(table):

@@ -209,6 +209,19 @@ class TestCommand:
         assert "**0.510 ± 0.010 (3)**" in (tmp_path / "out/robustness.md").read_text()
         assert "**0.910" not in (tmp_path / "out/robustness.md").read_text()
 
+    def test_the_figures_are_those_of_the_command(self, tmp_path, capsys):
+        path, out = tmp_path / "t.csv", tmp_path / "out"
+        path.write_text(
+            "method,lr,seed,final_loss,initial_loss\nadamw,1,0,0.5,2\nadamw,2,0,0.6,2\n"
+        )
+        words = ["--csv", str(path), "--out", str(out), "--figures"]
+
+        assert main([*words, "coverage,tuning_budget"]) == 0
+        drawn = {each.stem for each in out.glob("*.png")}
+        assert drawn == {"coverage", "tuning_budget"}
+        assert main([*words, "coverages"]) == 1
+        assert "coverage" in capsys.readouterr().err
+
     @pytest.mark.parametrize(
         ("words", "message"),
         [
