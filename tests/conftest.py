@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from optlab.paths import ROOT
 from optlab.store import RunStore
+from slurm import lacking
 from support import CODE, environment
 
 # The same examples every time, and no verdict by the clock: machines differ.
@@ -32,6 +33,23 @@ def _quiet_environment() -> None:
     os.environ["WANDB_ERROR_REPORTING"] = "false"
     # A shell's background job ignores Ctrl-C, and so would every process that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The marker ``slurm`` stands for the fixture: ``-m "not slurm"`` leaves these tests out."""
+    for item in items:
+        if "slurm" in getattr(item, "fixturenames", ()):
+            item.add_marker("slurm")
+
+
+@pytest.fixture(scope="session")
+def slurm() -> None:
+    """A SLURM that answers; demanded by ``OPTLAB_REQUIRE_SLURM=1``, else optional."""
+    reason = lacking()
+    if reason and os.environ.get("OPTLAB_REQUIRE_SLURM") == "1":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
 
 
 @pytest.fixture

@@ -61,7 +61,9 @@ class Cluster:
     def submit(self, sweep: Sweep, store: RunStore, **settings: Any) -> Report:
         """Launch in this process, with small jobs unless ``settings`` say otherwise."""
         known = {key: value for key, value in _DEFAULTS.items() if key != "_target_"}
-        chosen = options({**known, **SMALL, **settings}, frozenset(settings))
+        chosen = options(
+            {**known, **SMALL, **settings}, [f"hydra.launcher.{key}=" for key in settings]
+        )
         return launch_slurm(sweep, store, self.said.append, chosen)
 
     def job(self, store: RunStore, run_id: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,20 +11,9 @@ import pytest
 
 from optlab.paths import ROOT
 from optlab.store import RunStore
-from slurm import lacking
 from support import TINY, environment, tiny
 
-pytestmark = pytest.mark.slurm
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _slurm() -> None:
-    """A SLURM that answers; demanded by ``OPTLAB_REQUIRE_SLURM=1``, else optional."""
-    reason = lacking()
-    if reason and os.environ.get("OPTLAB_REQUIRE_SLURM") == "1":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
+pytestmark = pytest.mark.usefixtures("slurm")
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

@@ -25,17 +25,14 @@ class SweepLauncher(Launcher):
     overrides whose results a launcher must wait for, cannot freeze, skip or return early.
     """
 
-    given: frozenset[str] = frozenset()  # own settings that the command line states
+    words: tuple[str, ...] = ()  # overrides of own settings that the command line states
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         del hydra_context, task_function
-        words = [word.split("=")[0].lstrip("+") for word in config.hydra.overrides.hydra]
-        prefix = "hydra.launcher."
-        self.given = frozenset(
-            word.removeprefix(prefix).split(".")[0] for word in words if word.startswith(prefix)
-        )
+        words = config.hydra.overrides.hydra
+        self.words = tuple(word for word in words if word.lstrip("+").startswith("hydra.launcher."))
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -83,5 +80,5 @@ class SlurmLauncher(SweepLauncher):
     def launch_sweep(self, sweep: Sweep, store: RunStore) -> Report:
         from optlab.launch.slurm import launch_slurm, options  # imports submitit
 
-        made = options({**self.settings, "dry_run": self.dry_run}, self.given)
+        made = options({**self.settings, "dry_run": self.dry_run}, self.words)
         return launch_slurm(sweep, store, print, made)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from . import add_sweep_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from ..launch.launch import Report
     from ..store import RunStore
@@ -42,34 +43,48 @@ def run(args: argparse.Namespace) -> int:
         )
     again = found.among("failed", "lost")
     words = [word for word in args.overrides if is_launcher_setting(word)]
-    parts = by_launcher(again, store, args.launcher)
+    parts = by_launcher(again, store, args.launcher, words)
     if args.json:
-        print(json.dumps({"sweep": sweep.name, "retried": parts}), flush=True)
+        retried = [
+            {"launcher": launcher, "settings": settings, "runs": ids}
+            for (launcher, settings), ids in parts.items()
+        ]
+        print(json.dumps({"sweep": sweep.name, "retried": retried}), flush=True)
     elif not again:
         print(f"Sweep {sweep.name}: no run has failed or is lost; there is nothing to retry.")
     ok = True
-    for launcher, ids in parts.items():
+    for (launcher, settings), ids in parts.items():
+        how = [f"hydra/launcher={launcher}", *settings]
         if not args.json:
             runs = plural(len(ids), "failed or lost run")
-            print(f"Retrying {runs} with hydra/launcher={launcher}.", flush=True)
-        ok = _launch(replace(sweep, only=frozenset(ids)), store, launcher, words).ok and ok
+            print(f"Retrying {runs} with {shlex.join(how)}.", flush=True)
+        ok = _launch(replace(sweep, only=frozenset(ids)), store, how).ok and ok
     return 0 if ok else 1
 
 
 def by_launcher(
-    run_ids: Sequence[str], store: RunStore, chosen: str | None
-) -> Mapping[str, list[str]]:
-    """The runs by the launcher to use: the chosen one, else the one that each had last."""
+    run_ids: Sequence[str], store: RunStore, chosen: str | None, words: Sequence[str]
+) -> dict[tuple[str, tuple[str, ...]], list[str]]:
+    """The runs by the launcher to use, the chosen one or that of each before, and its settings.
+
+    Runs that were submitted to SLURM are submitted with the settings of that time, but for those
+    that ``words`` state anew.
+    """
+    from ..launch.find import setting
     from ..launch.standing import submission
 
-    parts: dict[str, list[str]] = {}
+    stated = {setting(word) for word in words}
+    parts: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for run_id in run_ids:
-        launcher = chosen or ("slurm" if submission(run_id, store) else "local")
-        parts.setdefault(launcher, []).append(run_id)
+        before = submission(run_id, store)
+        launcher = chosen or ("slurm" if before else "local")
+        kept = before.words if before and launcher == "slurm" else ()
+        how = (*(word for word in kept if setting(word) not in stated), *words)
+        parts.setdefault((launcher, how), []).append(run_id)
     return parts
 
 
-def _launch(sweep: Sweep, store: RunStore, launcher: str, words: Sequence[str]) -> Report:
+def _launch(sweep: Sweep, store: RunStore, words: Sequence[str]) -> Report:
     from ..launch.command_line import launch_again
 
-    return launch_again(sweep, store, [f"hydra/launcher={launcher}", *words])
+    return launch_again(sweep, store, words)

@@ -38,6 +38,7 @@ class Batch:
     gpus_per_run: int
     save_within: float  # seconds between the signal to stop and the end
     max_requeues: int
+    words: tuple[str, ...] = ()  # hydra.launcher.* as the command line stated them
 
     @property
     def folder(self) -> Path:
@@ -80,7 +81,8 @@ def read_batch(path: Path) -> Batch:
         TrackingConfig(**content["settings"]["tracking"]),
     )
     tasks = tuple(tuple(ids) for ids in content["tasks"])
-    return Batch(**{**content, "settings": settings, "tasks": tasks})
+    words = tuple(content["words"])
+    return Batch(**{**content, "settings": settings, "tasks": tasks, "words": words})
 
 
 def note(store: RunStore, run_id: str) -> dict[str, Any] | None:
@@ -101,6 +103,7 @@ def note_intent(batch: Batch) -> None:
                 "packed": len(ids),
                 "gpus": batch.gpus_per_run,
                 "requeues": 0,
+                "words": list(batch.words),
             }
             _write(_note_file(batch, run_id), said)
 

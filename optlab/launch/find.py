@@ -24,6 +24,11 @@ def is_launcher_setting(word: str) -> bool:
     return word.startswith(("hydra.", "hydra/"))
 
 
+def setting(word: str) -> str:
+    """The key of a launcher's setting: ``time`` of ``hydra.launcher.time=60``."""
+    return word.split("=")[0].lstrip("+").removeprefix("hydra.launcher.")
+
+
 def run_of(word: str, runs: Sequence[Run], where: str) -> Run:
     """The one run among ``runs`` with this id, start of an id, or name.
 

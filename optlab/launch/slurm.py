@@ -29,6 +29,7 @@ from ..resources import KEYS, Resources, resources
 from ..store import RunStore
 from ..sweep import Sweep
 from .batch import Batch, adopt, new_name, note_intent, note_job, note_withdrawn, write_batch
+from .find import setting
 from .launch import Report, Say, conclude, prepare, refuse, representatives
 from .plan import Plan, duration
 from .progress import Display
@@ -51,10 +52,14 @@ class Options:
     dry_run: bool
     request: Mapping[str, Any]  # the keys of Resources, as the launcher's file states them
     given: frozenset[str]  # those that the command line states; they win over every file
+    words: tuple[str, ...] = ()  # what the command line states, for a retry to repeat
 
 
-def options(settings: Mapping[str, Any], given: frozenset[str]) -> Options:
+def options(settings: Mapping[str, Any], words: Sequence[str]) -> Options:
     """The launcher's settings, checked.
+
+    ``words``: those overrides among them that the command line states, such as
+    ``hydra.launcher.time=60``.
 
     Raises:
         ConfigError: a value of the wrong type.
@@ -72,7 +77,9 @@ def options(settings: Mapping[str, Any], given: frozenset[str]) -> Options:
             raise ConfigError(f"hydra.launcher.{key} must be true or false, not {settings[key]!r}.")
     own = {key: settings[key] for key in settings if key not in KEYS and key != "setup"}
     request = {key: settings[key] for key in KEYS}
-    return Options(tuple(lines), **own, request=request, given=given & frozenset(KEYS))
+    kept = tuple(word for word in words if setting(word) not in ("wait", "dry_run"))
+    given = frozenset(setting(word).split(".")[0] for word in words) & frozenset(KEYS)
+    return Options(tuple(lines), **own, request=request, given=given, words=kept)
 
 
 def _check_count(key: str, value: Any, least: int) -> None:
@@ -186,6 +193,7 @@ def _batches(
                 gpus_per_run=request.gpus_per_run,
                 save_within=options.save_within,
                 max_requeues=options.max_requeues,
+                words=options.words,
             )
             made.append((request, batch))
     return made

@@ -7,7 +7,7 @@ job was killed from one that saved and stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -35,6 +35,7 @@ class Submission:
     packed: int = 1  # runs that share the job
     gpus: int = 0  # of the run
     requeues: int = 0  # so far
+    words: Sequence[str] = ()  # hydra.launcher.* as the command line stated them
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -26,17 +25,6 @@ SMALL = tuple(
 )
 Submit = Callable[..., str]
 Wait = Callable[[Callable[[], Any]], Any]
-
-
-@pytest.fixture(scope="session")
-def slurm() -> None:
-    """A SLURM that answers; demanded by ``OPTLAB_REQUIRE_SLURM=1``, else optional."""
-    if shutil.which("sinfo") and not subprocess.run(["sinfo"], capture_output=True).returncode:
-        return
-    reason = "no SLURM answers here (sinfo fails)"
-    if os.environ.get("OPTLAB_REQUIRE_SLURM") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture

@@ -23,11 +23,13 @@ def fill(
     packed: int = 1,
     steps: Sequence[int] = (0, 2),
     pace: float = 0.5,
+    words: Sequence[str] = (),
 ) -> None:
     """A folder for ``run`` with exactly these files, written in this order, a second apart.
 
-    ``slurm``: given to ``job``; ``records`` at ``steps`` with ``pace`` seconds a step; ``stopped``:
-    saved after a signal; ``failure``, ``result``, ``damaged result``.
+    ``slurm``: given to ``job``, with the launcher's settings ``words``; ``records`` at ``steps``
+    with ``pace`` seconds a step; ``stopped``: saved after a signal; ``failure``, ``result``,
+    ``damaged result``.
     """
     folder = store.folder(run.id)
     shutil.rmtree(folder, ignore_errors=True)
@@ -35,7 +37,7 @@ def fill(
     for number, name in enumerate(files):
         if name == "slurm":
             log = str(store.root / f"{job}.log")
-            given = Submission(job, "2026-01-01T00:00:00+00:00", "demo", log, packed, 0, 0)
+            given = Submission(job, "2026-01-01T00:00:00+00:00", "demo", log, packed, words=words)
             (folder / "slurm.json").write_text(json.dumps(vars(given)))
         elif name == "records":
             for step in steps:

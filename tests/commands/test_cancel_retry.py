@@ -107,12 +107,37 @@ def test_retry_submits_failed_and_lost_runs_and_no_others(
     told = optlab("retry", *TINY_ONES, *SMALL)
 
     assert told.code == 0, told.err
-    assert "Retrying 2 failed or lost runs with hydra/launcher=slurm." in told.out
+    assert "Retrying 2 failed or lost runs with hydra/launcher=slurm hydra.launcher" in told.out
     wait_until(lambda: store.is_done(failed.id) and store.is_done(lost.id))
     assert (store.folder(done.id) / "result.json").stat().st_mtime_ns == result
     assert store.status(missing.id) == "missing"
     wait_until(lambda: not {submission(run.id, store).job for run in (failed, lost)} & set(alive()))
     assert "nothing to retry" in optlab("retry", *TINY_ONES).out
+
+
+def test_retry_submits_with_the_settings_of_the_first_time(
+    optlab: Optlab, store: RunStore, jobs: None
+) -> None:
+    failed, other, *_ = ad_hoc(TINY_ONES).runs
+    fill(
+        store,
+        failed,
+        ["slurm", "failure"],
+        job="999990_0",
+        words=[*SMALL, "+hydra.launcher.additional.comment=kept"],
+    )
+    fill(store, other, ["slurm", "failure"], job="999990_1")
+
+    told = optlab("retry", *TINY_ONES, "hydra.launcher.memory=90M", "hydra.launcher.dry_run=true")
+
+    assert told.code == 0, told.err
+    kept = [word for word in SMALL if not word.startswith("hydra.launcher.memory")]
+    first, second = [line for line in told.out.split("\n") if line.startswith("Retrying")]
+    assert all(word in first for word in kept) and "comment=kept" in first
+    assert "memory=90M" in first and first.count("memory") == 1
+    assert second.endswith(
+        "hydra/launcher=slurm hydra.launcher.memory=90M hydra.launcher.dry_run=true."
+    )
 
 
 def test_retry_where_slurm_does_not_answer_submits_nothing(
@@ -133,7 +158,10 @@ def test_runs_that_failed_here_are_retried_here(optlab: Optlab, store: RunStore)
     told = optlab("retry", *TINY_ONES, "hydra.launcher.workers=1")
 
     assert told.code == 0, told.err
-    assert "Retrying 1 failed or lost run with hydra/launcher=local." in told.out
+    assert (
+        "Retrying 1 failed or lost run with hydra/launcher=local hydra.launcher.workers=1."
+        in told.out
+    )
     assert store.status(failed.id) == "finished"
     assert {store.status(run.id) for run in others} == {"missing"}
 

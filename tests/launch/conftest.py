@@ -7,18 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from slurm import Cluster, cancel_batches, lacking
+from slurm import Cluster, cancel_batches
 from support import environment
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A SLURM that answers; demanded by ``OPTLAB_REQUIRE_SLURM=1``, else optional."""
-    reason = lacking()
-    if reason and os.environ.get("OPTLAB_REQUIRE_SLURM") == "1":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
+def cluster(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Submits sweeps to a real SLURM."""
+    del slurm
     # Jobs find optlab in their snapshot; a caller's path must not come into it.
     os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]
     made = Cluster(tmp_path_factory.mktemp("slurm"))

@@ -82,6 +82,6 @@ def test_the_command_line_wins_over_a_file_and_a_file_over_the_launcher(store: R
     object.__setattr__(sweep, "resources", ({"time": 30, "cpus": 2},))
     run = sweep.runs[0].id
     from_file = _requests(sweep, options({**SETTINGS, "time": 90}, frozenset()))[run]
-    given = _requests(sweep, options({**SETTINGS, "time": 90}, frozenset({"time"})))[run]
+    given = _requests(sweep, options({**SETTINGS, "time": 90}, ["hydra.launcher.time=90"]))[run]
 
     assert (from_file.time, from_file.cpus, given.time, given.cpus) == (30, 2, 90, 2)

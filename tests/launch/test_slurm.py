@@ -19,8 +19,6 @@ from optlab.store import RunStore
 from slurm import wait_until
 from support import TINY, environment, shrunk
 
-pytestmark = pytest.mark.slurm
-
 LONG = ("optimizer=muonmax_momo", "train.steps=3000", "train.eval_every=100")
 
 

@@ -16,8 +16,6 @@ from optlab.store import RunStore
 from slurm import ask, cancel_batches, wait_until
 from support import TINY, environment
 
-pytestmark = pytest.mark.slurm
-
 HELD = ("gpus_per_run=0", "cpus=1", "memory=100M", "additional={hold:true}")
 Launch = Callable[..., "subprocess.Popen[str]"]
 

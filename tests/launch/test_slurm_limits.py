@@ -16,8 +16,6 @@ from optlab.launch.here import launch_here
 from optlab.store import RunStore
 from slurm import ask, wait_until
 
-pytestmark = pytest.mark.slurm
-
 # SLURM counts time limits in minutes, so the run must be longer than one.
 ENDLESS = ("optimizer=muonmax_momo", "train.steps=2000000", "train.eval_every=200")
 LONG = ("optimizer=muonmax_momo", "train.steps=12000", "train.eval_every=200")

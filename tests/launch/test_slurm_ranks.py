@@ -6,11 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
-
 from slurm import ask, wait_until
-
-pytestmark = pytest.mark.slurm
 
 LONG = ("train.steps=2000", "train.eval_every=100")
 

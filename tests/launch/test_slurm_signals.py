@@ -14,8 +14,6 @@ from optlab.launch.standing import standings
 from optlab.store import RunStore
 from slurm import ask, wait_until
 
-pytestmark = pytest.mark.slurm
-
 # Ten seconds of training: SLURM needs two for a preemption.
 LONG = ("optimizer=muonmax_momo", "train.steps=8000", "train.eval_every=500")
 SCENES = (
