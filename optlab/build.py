@@ -19,6 +19,7 @@ from .errors import ConfigError, nearest
 from .optim.roles import param_groups
 from .overrides import check_option
 from .paths import CONF
+from .team import check_micro_batch
 from .train import Parts
 
 T = TypeVar("T")
@@ -26,26 +27,50 @@ T = TypeVar("T")
 _DIRECTIVES = ("_target_", "_partial_", "_recursive_", "_convert_", "defaults")
 
 
-def build(run: Run, device: torch.device) -> Parts:
-    """The parts of a run, its weights and batches decided by its seed alone.
+def build(run: Run, device: torch.device, micro_batch: int | None = None) -> Parts:
+    """The parts of a run, its weights and batches decided by its seeds alone.
 
     Raises:
-        ConfigError: a YAML file has a key that its target does not take, or data are missing.
+        ConfigError: a YAML file has a key that its target does not take, or data are missing; the
+            model cannot take a batch in pieces of ``micro_batch``.
     """
     check_arguments(run)
     data = part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
+    model = _drawn(run).to(device)
+    check_micro_batch(model, run.train.batch_size, micro_batch)
+    return Parts(
+        model,
+        data,
+        _optimizer(run, model),
+        part(run, "schedule"),
+        device,
+        precision=run.train.precision,
+        micro_batch=micro_batch,
+    )
+
+
+def _drawn(run: Run) -> nn.Module:
+    """The model with its initial weights, drawn on the CPU, whatever the device.
+
+    What is drawn later (dropout) follows from the run's seed, as does the order of the batches.
+    """
+    if run.train.init_seed is None:
+        torch.manual_seed(run.seed)
+        return part(run, "model")
+    torch.manual_seed(run.train.init_seed)
+    model = part(run, "model")
     torch.manual_seed(run.seed)
-    model: nn.Module = part(run, "model").to(device)  # drawn on the CPU, whatever the device
-    return Parts(model, data, _optimizer(run, model), part(run, "schedule"), device)
+    return model
 
 
-def check(run: Run) -> None:
+def check(run: Run, micro_batch: int | None = None) -> None:
     """Raise what ``build`` would raise, without weights: the model is made on the meta device."""
     check_arguments(run)
     data = part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
     inputs, targets = data.train(0)
     with torch.device("meta"):
         model: nn.Module = part(run, "model")
+    check_micro_batch(model, run.train.batch_size, micro_batch)
     _optimizer(run, model)
     part(run, "schedule")(0, run.train.steps)
     try:
@@ -57,12 +82,12 @@ def check(run: Run) -> None:
         ) from error
 
 
-def problems(runs: Iterable[Run]) -> dict[str, str]:
+def problems(runs: Iterable[Run], micro_batch: int | None = None) -> dict[str, str]:
     """What ``check`` has against each of these runs: id to message; empty if nothing."""
     found = {}
     for run in runs:
         try:
-            check(run)
+            check(run, micro_batch)
         except ConfigError as error:
             found[run.id] = str(error)
     return found
