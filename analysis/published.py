@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,7 +178,7 @@ def _experiment(path: Path, experiment: str) -> pd.DataFrame:
     return found
 
 
-def _check_once(keys: list[object], path: Path) -> None:
+def _check_once(keys: Sequence[object], path: Path) -> None:
     if len(set(keys)) < len(keys):
         raise ConfigError(f"{path} has two results of one setting: keep one of them.")
 
