@@ -16,6 +16,8 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as end:  # argparse ends with 2, which elsewhere is no code of ours
         return min(1, int(end.code or 0))
     try:
+        if args.export and (args.csv or args.from_wandb):
+            raise ConfigError("--export FILE writes the runs of a sweep in the store: name one.")
         source = _of_table if args.csv else _of_wandb if args.from_wandb else _of_sweep
         print(source(args))
     except ConfigError as error:
@@ -59,7 +61,14 @@ def _of_sweep(args: argparse.Namespace) -> str:
         raise ConfigError("--group names a sweep in W&B: it goes with --from-wandb.")
     first = args.sweep if "=" in args.sweep else f"sweeps={args.sweep}"
     sweep = from_arguments([first, *args.overrides])
-    return analyse_sweep(sweep, args.out, compare=args.compare, final=args.final, width=args.width)
+    return analyse_sweep(
+        sweep,
+        args.out,
+        compare=args.compare,
+        final=args.final,
+        width=args.width,
+        export=args.export,
+    )
 
 
 def _of_table(args: argparse.Namespace) -> str:
@@ -136,6 +145,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="Q[:LEVEL]",
         help="what a usable learning rate may lose: a share of the loss drop (0.05, 0.05:drop), of "
         "the best loss (0.05:relative), or so much of the metric (0.01:absolute)",
+    )
+    parser.add_argument(
+        "--export",
+        type=Path,
+        metavar="FILE",
+        help="also write a sweep's runs, a row each, as a table that --csv FILE reads as the same",
     )
     _add_csv(parser.add_argument_group("a table from elsewhere (docs/analysis.md)"))
     return parser

@@ -34,8 +34,8 @@ SCORES = {  # our column -> the published one, its mean over seeds
     "accuracy": "final_val_score",
     "final_loss": "final_val_loss",
 }
+HIGHER_IS_BETTER = ("accuracy",)
 LEAST = 0.003  # in units of the score: as close as two means of three seeds can be asked to be
-CHANCE = 1.5  # of the accuracy of a guess: at most that much is no learning
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ class Result:
 
     mean: float  # NaN where a seed diverged to a loss that is not finite
     std: float  # between seeds, n - 1 in the denominator; NaN where unknown
-    seeds: int
-    failed: bool  # a seed diverged, or the mean is no better than chance
+    failed: bool  # a seed diverged, or the mean is one of those that count as useless
 
 
 Key = tuple[str, float]  # our method, learning rate
@@ -85,11 +84,14 @@ class Comparison:
         )
 
 
-def read_published(path: Path, experiment: str, score: str = "accuracy") -> Results:
+def read_published(
+    path: Path, experiment: str, score: str = "accuracy", useless: float | None = None
+) -> Results:
     """The settings of ``experiment`` in a table of published results, by our names.
 
-    The table has a row per setting, with the mean and the standard deviation over ``n_seeds``, or
-    a row per setting and ``seed``. Settings other than method and learning rate must be one.
+    The table has a row per setting, with the mean and the standard deviation over the seeds, or a
+    row per setting and ``seed``. Settings other than method and learning rate must be one.
+    ``useless``: a mean that is no better than that counts as failed.
     """
     table = _experiment(path, experiment)
     table = table.assign(method=table["optimizer"].map(METHODS))
@@ -102,24 +104,25 @@ def read_published(path: Path, experiment: str, score: str = "accuracy") -> Resu
             keys,
             numbers(table, column),
             numbers(table, f"{column}_std"),
-            table["n_seeds"],
             numbers(table, "failed") > 0,
             strict=True,
         )
-        return {key: Result(mean, std, int(n), bool(bad)) for key, mean, std, n, bad in parts}
+        return {
+            key: Result(mean, std, bool(bad) or _is_useless(mean, score, useless))
+            for key, mean, std, bad in parts
+        }
     results = {}
     for (method, lr), seeds in _by_setting(table):
         _check_once(list(seeds["seed"]), path)
-        results[method, lr] = _mean(
-            np.asarray(numbers(seeds, column)), bool((numbers(seeds, "failed") > 0).any())
-        )
+        values, failed = np.asarray(numbers(seeds, column)), numbers(seeds, "failed") > 0
+        results[method, lr] = _mean(values, bool(failed.any()), score, useless)
     return results
 
 
-def read_ours(path: Path, score: str = "accuracy", chance: float | None = None) -> Results:
+def read_ours(path: Path, score: str = "accuracy", useless: float | None = None) -> Results:
     """The settings of a table that ``python -m analysis NAME --export`` wrote.
 
-    ``chance``: score of a guess, below which (times ``CHANCE``) nothing was learnt.
+    ``useless``: a mean that is no better than that counts as failed.
     """
     table = pd.read_csv(path)
     unfinished = rows(table, ~table["outcome"].isin(["finished", "diverged"]))
@@ -130,10 +133,8 @@ def read_ours(path: Path, score: str = "accuracy", chance: float | None = None) 
         )
     results = {}
     for (method, lr), seeds in _by_setting(table):
-        values = np.asarray(numbers(seeds, score))
         diverged = bool((seeds["outcome"] == "diverged").any())
-        guess = chance is not None and not values.mean() > CHANCE * chance
-        results[method, lr] = _mean(values, diverged or guess)
+        results[method, lr] = _mean(np.asarray(numbers(seeds, score)), diverged, score, useless)
     return results
 
 
@@ -161,9 +162,18 @@ def _by_setting(table: pd.DataFrame) -> Iterator[tuple[Key, pd.DataFrame]]:
         yield (str(seeds["method"].iloc[0]), float(seeds["lr"].iloc[0])), seeds
 
 
-def _mean(values: np.ndarray, failed: bool) -> Result:
+def _mean(values: np.ndarray, failed: bool, score: str, useless: float | None) -> Result:
+    if not np.isfinite(values).all():
+        return Result(math.nan, math.nan, True)
+    mean = float(values.mean())
     std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-    return Result(float(values.mean()), std, len(values), failed or not np.isfinite(values).all())
+    return Result(mean, std, failed or _is_useless(mean, score, useless))
+
+
+def _is_useless(mean: float, score: str, useless: float | None) -> bool:
+    if useless is None or math.isnan(mean):
+        return math.isnan(mean)
+    return mean <= useless if score in HIGHER_IS_BETTER else mean >= useless
 
 
 def _experiment(path: Path, experiment: str) -> pd.DataFrame:
@@ -190,11 +200,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("published", type=Path, help="a table of published results")
     parser.add_argument("--experiment", required=True, help="which of its experiments")
     parser.add_argument("--score", choices=SCORES, default="accuracy", help="our column")
-    parser.add_argument("--chance", type=float, help="score of a guess, such as 0.1 of ten classes")
+    parser.add_argument(
+        "--useless", type=float, help="a score that is no better counts as failed, here and there"
+    )
     args = parser.parse_args(arguments)
     try:
-        published = read_published(args.published, args.experiment, args.score)
-        found = compare(read_ours(args.ours, args.score, args.chance), published)
+        published = read_published(args.published, args.experiment, args.score, args.useless)
+        found = compare(read_ours(args.ours, args.score, args.useless), published)
     except (ConfigError, OSError, KeyError) as error:
         print(error, file=sys.stderr)
         return 1
