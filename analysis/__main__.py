@@ -17,6 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as end:  # argparse ends with 2, which elsewhere is no code of ours
         return min(1, int(end.code or 0))
     try:
+        if args.export and (args.csv or args.from_wandb):
+            raise ConfigError("--export FILE writes the runs of a sweep in the store: name one.")
         source = _of_table if args.csv else _of_wandb if args.from_wandb else _of_sweep
         print(source(args))
     except ConfigError as error:
@@ -58,7 +60,7 @@ def _of_sweep(args: argparse.Namespace) -> str:
         raise ConfigError("--group names a sweep in W&B: it goes with --from-wandb.")
     first = args.sweep if "=" in args.sweep else f"sweeps={args.sweep}"
     sweep = from_arguments([first, *args.overrides])
-    return analyse_sweep(sweep, args.out, **_how(args))
+    return analyse_sweep(sweep, args.out, export=args.export, **_how(args))
 
 
 def _of_table(args: argparse.Namespace) -> str:
@@ -151,6 +153,12 @@ def _parser() -> argparse.ArgumentParser:
         "--figures",
         metavar="NAME,...",
         help="files of analysis/figures to draw (default: those that the sweep names)",
+    )
+    parser.add_argument(
+        "--export",
+        type=Path,
+        metavar="FILE",
+        help="also write a sweep's runs, a row each, as a table that --csv FILE reads as the same",
     )
     _add_csv(parser.add_argument_group("a table from elsewhere (docs/analysis.md)"))
     return parser

@@ -15,7 +15,7 @@ import pandas as pd
 
 from optlab.errors import ConfigError, nearest
 
-from .curves import OUTCOMES
+from .curves import OUTCOMES, SETTINGS
 from .frames import numbers, rows
 
 REQUIRED = ("method", "lr")  # and the metric, and an initial loss
@@ -32,6 +32,11 @@ DEFAULTS = {
 SHOWN = 5  # rows that a message names
 TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no", "", "nan"}
 NOT_FINITE = ("nan", "inf", "-inf")
+WORDS = (  # also where all are empty, or of digits alone
+    *("run", "method", "model", "dataset", "norms", "schedule", "setting", "outcome", "cause"),
+    *("certified_by", "weights_fingerprint", "batch_fingerprint"),
+)
+OF_LOSS = ("initial_loss", "chance_loss", "unigram_loss", "at_chance")  # say nothing of a metric
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Tables:
 def read(source: Source) -> Tables:
     """The tables of a CSV file. Raises ConfigError, in one sentence, for what cannot be used."""
     raw = _csv(source.path)
-    raw = _renamed(raw, source)
+    raw = _of_metric(_renamed(raw, source), source)
     raw = _selected(raw, source)
     _check_columns(raw, source)
     notes: list[str] = []
@@ -76,7 +81,7 @@ def read(source: Source) -> Tables:
 def _csv(path: Path) -> pd.DataFrame:
     """A CSV file with the line number of each row as its index."""
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, dtype=dict.fromkeys(WORDS, str))
     except (OSError, ValueError) as error:  # ValueError: pandas' parsers, undecodable bytes
         raise ConfigError(f"{path} cannot be read as CSV: {error}.") from error
     table.columns = [str(column).strip() for column in table.columns]
@@ -91,6 +96,15 @@ def _renamed(raw: pd.DataFrame, source: Source) -> pd.DataFrame:
         if ours in raw and ours != theirs:
             raw = raw.drop(columns=ours)
     return raw.rename(columns={theirs: ours for ours, theirs in source.columns.items()})
+
+
+def _of_metric(raw: pd.DataFrame, source: Source) -> pd.DataFrame:
+    """With the metric's own initial value, where the table has one, in place of the loss's."""
+    own = f"initial_{source.metric}"
+    if source.metric == "final_loss" or own not in raw:
+        return raw
+    kept = raw.drop(columns=[column for column in OF_LOSS if column in raw])
+    return kept.rename(columns={own: "initial_loss"})
 
 
 def _selected(raw: pd.DataFrame, source: Source) -> pd.DataFrame:
@@ -171,11 +185,7 @@ def _without_copies(raw: pd.DataFrame, source: Source, notes: list[str]) -> pd.D
             f"{_lines(rows(raw, copies))}."
         )
     raw = rows(raw, ~copies)
-    point = [
-        column
-        for column in ("method", "lr", "seed", "model", "dataset", "norms", "schedule", "steps")
-        if column in raw
-    ]
+    point = [column for column in ("method", "lr", "seed", *SETTINGS, "setting") if column in raw]
     point = list(dict.fromkeys([*point, *source.setting]))
     twice = rows(raw, raw.duplicated(point, keep=False))
     if len(twice):

@@ -62,6 +62,8 @@ KNOWN = {
     "lion": Style("Lion", "#882255", "H"),
     "rmsprop": Style("RMSprop", "#44AA99", "H", ":"),
     "adagrad": Style("Adagrad", "#44AA99", "H", "-."),
+    "adabelief": Style("AdaBelief", "#332288", "X"),
+    "adabound": Style("AdaBound", "#332288", "X", ":"),
 }
 SPARE_COLOURS = (SKY, "#882255", "#44AA99", "#332288", "#999933", "#AA4499", "#666666")
 SPARE_MARKERS = ("h", "P", "*", "8", "H")  # of '<', '>' and 'd' figures make marks of their own

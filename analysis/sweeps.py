@@ -17,6 +17,7 @@ from optlab.sweep import Sweep
 from . import outcomes, reading
 from .compared import usable
 from .curves import varies_within
+from .export import write
 from .report import analyse
 from .sources import Source, read
 
@@ -35,11 +36,13 @@ def analyse_sweep(
     final: str = "last",
     width: str = "0.05",
     figures: Sequence[str] = (),
+    export: Path | None = None,
 ) -> str:
     """Read the sweep's runs, write its figures and tables into ``out``, return what to print.
 
     ``out``: by default the folder of the sweep's name among its results. ``compare``,
-    ``final``, ``width``: as in the command; ``figures``: instead of those that the sweep names.
+    ``final``, ``width``: as in the command; ``figures``: instead of those that the sweep names;
+    ``export``: a CSV file to write the table of runs into, which ``analyse_csv`` reads as the same.
     Raises ConfigError as ``analyse`` does.
     """
     runtime = sweep.settings.runtime
@@ -48,8 +51,12 @@ def analyse_sweep(
     runs, records, notes = reading.read(store, sweep.runs, folder / ".tables.cache")
     if sweep.certified:
         runs = pd.concat([runs, store.runs_table([], sweep.certified)], ignore_index=True)
+    runs = runs.assign(setting=settings(sweep))
+    if export is not None:
+        write(export, runs, records)
+        notes = [*notes, f"The table of its runs is in {export}."]
     return analyse(
-        runs.assign(setting=settings(sweep)),
+        runs,
         records,
         name=sweep.name,
         out=folder,

@@ -51,7 +51,10 @@ class Dataset(Protocol):
         ...
 
     def load(self, folder: Path, *, seed: int, batch_size: int) -> Data:
-        """The data below ``folder``; ``seed`` orders the training batches and nothing else.
+        """The data below ``folder``; ``seed`` orders the training batches.
+
+        It decides nothing else, but where training augments its inputs, how, and where the
+        validation rows are drawn, which.
 
         Raises ConfigError where files are missing or differ from the declared facts.
         """
@@ -122,12 +125,15 @@ class Sampler:
     """Which samples a training step takes: every one once per epoch, each epoch in its own order.
 
     A batch that crosses the end of an epoch goes on with the next permutation, so any batch size
-    works, also one above the size of the dataset. Step t is a pure function of (seed, t).
+    works, also one above the size of the dataset. With ``drop_last`` no batch does: an epoch ends
+    with its last whole batch, and the few samples behind that sit it out. Step t is a pure function
+    of (seed, t).
     """
 
     size: int  # samples
     batch_size: int
     seed: int
+    drop_last: bool = False
 
     def __post_init__(self) -> None:
         for name, value, least in [
@@ -137,13 +143,23 @@ class Sampler:
         ]:
             if value < least:
                 raise ConfigError(f"The {name} must be at least {least}, but is {value}.")
+        if self.drop_last and self.batch_size > self.size:
+            raise ConfigError(
+                f"dataset.drop_last leaves nothing of {self.size} training samples where"
+                f" train.batch_size is {self.batch_size}: choose a smaller batch."
+            )
+
+    @property
+    def epoch_size(self) -> int:
+        """Samples that an epoch takes."""
+        return self.size - self.size % self.batch_size if self.drop_last else self.size
 
     def parts(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
         """The batch as pieces of one epoch each: (epoch, indices)."""
         position, end = step * self.batch_size, (step + 1) * self.batch_size
         while position < end:
-            epoch, first = divmod(position, self.size)
-            last = min(first + end - position, self.size)
+            epoch, first = divmod(position, self.epoch_size)
+            last = min(first + end - position, self.epoch_size)
             yield epoch, permutation(self.size, self.seed, epoch)[first:last]
             position += last - first
 
@@ -152,7 +168,9 @@ class Sampler:
         return torch.from_numpy(np.concatenate([indices for _, indices in self.parts(step)]))
 
 
-def classify_images(train: Batch, val: Batch, *, seed: int, batch_size: int) -> Data:
+def classify_images(
+    train: Batch, val: Batch, *, seed: int, batch_size: int, drop_last: bool = False
+) -> Data:
     """Data from grey images, uint8 (N, H, W), and classes, int64 (N,).
 
     Inputs are float32 (B, 1, H, W), shifted and scaled by the mean and standard deviation of all
@@ -160,7 +178,7 @@ def classify_images(train: Batch, val: Batch, *, seed: int, batch_size: int) -> 
     """
     images, classes = train
     mean, std = pixel_statistics(images)
-    sampler = Sampler(len(images), batch_size, seed)
+    sampler = Sampler(len(images), batch_size, seed, drop_last)
 
     def scaled(pixels: Tensor) -> Tensor:
         return (pixels.unsqueeze(1).float() - mean) / std

@@ -55,13 +55,16 @@ class Mnist:
     input_size: int
     output_size: int
     loss_lower_bound: float | None
+    drop_last: bool = False  # an epoch ends with its last whole batch
 
     def load(self, folder: Path, *, seed: int, batch_size: int) -> Data:
         """Inputs are float32 (B, 1, 28, 28), standardized."""
         train, val = read_images(folder, "mnist", dataset="mnist")
         check_size("input_size", self.input_size, train[0].shape[1:].numel())
         check_size("output_size", self.output_size, int(train[1].max()) + 1)
-        return classify_images(train, val, seed=seed, batch_size=batch_size)
+        return classify_images(
+            train, val, seed=seed, batch_size=batch_size, drop_last=self.drop_last
+        )
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from analysis import sweeps
 from analysis.__main__ import main
+from optlab.errors import ConfigError
 from optlab.store import Record, Result, RunStore
 from optlab.sweep import Sweep, ad_hoc
 
@@ -160,3 +162,53 @@ def test_help_is_there_before_anything_heavy_is_imported(command):
     assert "pandas" not in done.stderr
     assert "matplotlib" not in done.stderr
     assert sys.modules["pandas"]
+
+
+class TestExport:
+    """A sweep's runs as a file, and the file as a sweep's runs."""
+
+    def exported(self, tmp_path: Path, *overrides: str) -> tuple[Path, Path]:
+        """The file, and the folder of the analysis beside which it was written."""
+        sweep = sweep_of(tmp_path, *overrides)
+        # numbers whose shortest text a careless parser reads as their neighbours
+        losses = [0.1 + 0.2, 1 / 3, 0.9000000000000001]
+        finish(RunStore(tmp_path / "runs"), sweep, losses)
+        file = tmp_path / "new" / "final.csv"
+        sweeps.analyse_sweep(sweep, tmp_path / "store", export=file)
+        return file, tmp_path / "store"
+
+    @pytest.mark.parametrize("more", [(), ("model.width=64,128",)], ids=["plain", "settings"])
+    def test_the_figure_and_the_table_come_out_of_the_file_bit_by_bit(self, tmp_path, more):
+        file, store = self.exported(tmp_path, *more)
+
+        assert main(["--csv", str(file), "--out", str(tmp_path / "csv")]) == 0
+
+        for name in ("lr_sensitivity.csv", "robustness.csv"):
+            assert (tmp_path / "csv" / name).read_bytes() == (store / name).read_bytes()
+
+    def test_runs_that_are_not_done_are_rows_too(self, tmp_path):
+        file, _ = self.exported(tmp_path)
+        table = pd.read_csv(file)
+
+        assert table["outcome"].tolist() == ["finished"] * 3 + ["missing"]
+        assert table["final_loss"].isna().tolist() == [False] * 3 + [True]
+
+    def test_another_metric_counts_from_its_own_initial_value(self, tmp_path):
+        text = "method,lr,seed,final_loss,initial_loss,chance_loss,accuracy,initial_accuracy\n"
+        (tmp_path / "final.csv").write_text(f"{text}a,1,0,0.5,2.3,2.3,0.9,0.1\n")
+        options = ["--metric", "accuracy", "--higher-is-better", "--out", str(tmp_path / "csv")]
+
+        assert main(["--csv", str(tmp_path / "final.csv"), *options]) == 0
+
+        point = pd.read_csv(tmp_path / "csv" / "lr_sensitivity.csv").iloc[0]
+        assert (point["mean"], point["ceiling"]) == pytest.approx((0.1, 0.9))
+
+    def test_a_file_that_cannot_be_written_is_said(self, tmp_path):
+        (tmp_path / "new").write_text("in the way")
+
+        with pytest.raises(ConfigError, match=r"final\.csv cannot be written"):
+            self.exported(tmp_path)
+
+    def test_there_is_nothing_to_export_of_a_table(self, tmp_path, capsys):
+        assert main(["--csv", "any.csv", "--export", str(tmp_path / "final.csv")]) == 1
+        assert "--export FILE writes the runs of a sweep" in capsys.readouterr().err

@@ -39,6 +39,24 @@ def test_every_sample_comes_exactly_once_per_epoch(size: int, batch_size: int, s
         assert sorted(epoch.tolist()) == list(range(size))
 
 
+@given(st.integers(1, 40), st.integers(1, 100), SEEDS)
+def test_an_epoch_that_drops_its_last_samples_is_whole_batches_of_distinct_ones(
+    size: int, batch_size: int, seed: int
+) -> None:
+    batch_size = min(batch_size, size)
+    sampler, whole = Sampler(size, batch_size, seed, drop_last=True), size // batch_size
+    order = Sampler(size, size, seed)
+
+    for epoch in range(3):
+        taken = torch.cat([sampler(epoch * whole + step) for step in range(whole)])
+        assert taken.tolist() == order(epoch)[: whole * batch_size].tolist()
+
+
+def test_a_batch_that_no_epoch_could_fill_is_refused_where_the_last_is_dropped() -> None:
+    with pytest.raises(ConfigError, match="drop_last leaves nothing of 5 training samples"):
+        Sampler(5, 6, 0, drop_last=True)
+
+
 @given(st.integers(1, 40), st.integers(1, 100), SEEDS, st.randoms(use_true_random=False))
 def test_a_batch_depends_on_seed_and_step_only(size, batch_size, seed, random) -> None:
     """Resuming at any step, or asking in any order, gives the batches of an undisturbed run."""
