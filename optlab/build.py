@@ -27,16 +27,29 @@ _DIRECTIVES = ("_target_", "_partial_", "_recursive_", "_convert_", "defaults")
 
 
 def build(run: Run, device: torch.device) -> Parts:
-    """The parts of a run, its weights and batches decided by its seed alone.
+    """The parts of a run, its weights and batches decided by its seeds alone.
 
     Raises:
         ConfigError: a YAML file has a key that its target does not take, or data are missing.
     """
     check_arguments(run)
     data = part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
-    torch.manual_seed(run.seed)
-    model: nn.Module = part(run, "model").to(device)  # drawn on the CPU, whatever the device
+    model = _drawn(run).to(device)
     return Parts(model, data, _optimizer(run, model), part(run, "schedule"), device)
+
+
+def _drawn(run: Run) -> nn.Module:
+    """The model with its initial weights, drawn on the CPU, whatever the device.
+
+    What is drawn later (dropout) follows from the run's seed, as does the order of the batches.
+    """
+    if run.train.init_seed is None:
+        torch.manual_seed(run.seed)
+        return part(run, "model")
+    torch.manual_seed(run.train.init_seed)
+    model = part(run, "model")
+    torch.manual_seed(run.seed)
+    return model
 
 
 def check(run: Run) -> None:

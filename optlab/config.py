@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,13 +38,27 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how a run trains; the section ``train`` of a run's config."""
+    """How long and how a run trains; the section ``train`` of a run's config.
+
+    A field with a default here came later. Where it has that value, a run's config does not state
+    it, and so the runs from before it keep their ids; the defaults here must never change.
+    """
 
     steps: int
     batch_size: int
     eval_every: int
     diverged_after: int
     max_weight_growth: float
+    clip_norm: float | None = None  # global l2 norm of the gradient; None: not clipped
+    init_seed: int | None = None  # of the initial weights; None: the run's seed
+
+
+# Keys that may be null, with an example of what else they may be: the YAML files do not show it.
+_NULLABLE = {
+    f"train.{each.name}": {"int | None": 1, "float | None": 1.0}[str(each.type)]
+    for each in fields(TrainConfig)
+    if each.default is None
+}
 
 
 @dataclass(frozen=True)
@@ -131,7 +145,8 @@ def section(kind: type[T], tree: Mapping[str, Any], name: str) -> T:
                 f"conf/config.yaml: {name} has no key '{key}'.{nearest(key, known)} "
                 f"It has: {', '.join(known)}."
             )
-    missing = [key for key in known if key not in tree[name]]
+    required = [each.name for each in fields(kind) if each.default is MISSING]  # type: ignore[arg-type]
+    missing = [key for key in required if key not in tree[name]]
     if missing:
         raise ConfigError(f"conf/config.yaml: {name} lacks the key '{missing[0]}'.")
     return kind(**tree[name])
@@ -172,7 +187,7 @@ class Composer:
         )
         config = {key: value for key, value in resolved.items() if key not in OUTSIDE_ID}
         validate(config, settings, base.choices)
-        return Run(config, base.choices), settings
+        return Run(without_neutral(config), base.choices), settings
 
     def _base(self, groups: tuple[str, ...]) -> _Base:
         if groups not in self._bases:
@@ -194,6 +209,19 @@ def _take_resources(resolved: Tree, choices: Mapping[str, str]) -> Tree:
             check_keys(request, f"conf/{group}/{choices.get(group)}.yaml")
             asked.update(request)
     return asked
+
+
+def without_neutral(config: Tree) -> Tree:
+    """``config`` less the keys of ``train`` whose value changes nothing: see ``TrainConfig``."""
+    neutral = {
+        each.name: each.default for each in fields(TrainConfig) if each.default is not MISSING
+    }
+    train = {
+        key: value
+        for key, value in config["train"].items()
+        if key not in neutral or value != neutral[key]
+    }
+    return {**config, "train": train}
 
 
 def compose_run(overrides: Sequence[str]) -> tuple[Run, Settings]:
@@ -326,6 +354,8 @@ def coerced(key: str, example: Any, value: Any) -> Any:
     """``value`` in the type of ``example``; an int may stand where a float is expected."""
     if isinstance(value, str) and value.startswith("${"):
         return value  # an interpolation
+    if key in _NULLABLE:
+        return _coerced_or_null(key, value)
     if type(value) is int and (example is None or isinstance(example, float)):
         return float(value)  # 1 and 1.0 are one run
     if example is None or type(value) is type(example):
@@ -336,6 +366,15 @@ def coerced(key: str, example: Any, value: Any) -> Any:
     raise ConfigError(
         f"{key} must be {_described(example)}, not {value!r} (its default is {example!r}).{hint}"
     )
+
+
+def _coerced_or_null(key: str, value: Any) -> Any:
+    example = _NULLABLE[key]
+    if type(value) is int and isinstance(example, float):
+        return float(value)
+    if value is None or type(value) is type(example):
+        return value
+    raise ConfigError(f"{key} must be {_described(example)} or null, not {value!r}.")
 
 
 def _described(example: Any) -> str:
@@ -357,14 +396,16 @@ def validate(config: Mapping[str, Any], settings: Settings, choices: Mapping[str
         )
     if not config["optimizer"]["lr"] > 0:
         raise ConfigError(f"optimizer.lr must be above 0, not {config['optimizer']['lr']}.")
-    if not 0 <= config["seed"] < 2**63:
-        raise ConfigError(f"seed must be 0 or more and below 2^63, not {config['seed']}.")
     train = section(TrainConfig, config, "train")
+    for key in _NULLABLE:
+        _coerced_or_null(key, getattr(train, key.removeprefix("train.")))
+    _check_seed("seed", config["seed"])
+    if train.init_seed is not None:
+        _check_seed("train.init_seed", train.init_seed)
     for each in fields(train):
-        if not getattr(train, each.name) > 0:
-            raise ConfigError(
-                f"train.{each.name} must be above 0, not {getattr(train, each.name)}."
-            )
+        value = getattr(train, each.name)
+        if type(value) in (int, float) and each.name != "init_seed" and not value > 0:
+            raise ConfigError(f"train.{each.name} must be above 0, not {value}.")
     step_size = config["optimizer"].get("step_size") or {}
     if step_size.get("lower_bound", 0.0) is None:
         raise ConfigError(
@@ -379,6 +420,11 @@ def validate(config: Mapping[str, Any], settings: Settings, choices: Mapping[str
         )
     _check_choice("runtime.device", settings.runtime.device, ("auto", "cpu", "cuda"))
     _check_tracking(settings.tracking)
+
+
+def _check_seed(key: str, seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"{key} must be 0 or more and below 2^63, not {seed}.")
 
 
 def _check_tracking(tracking: TrackingConfig) -> None:

@@ -97,6 +97,8 @@ def _advance(parts: Parts, config: TrainConfig, progress: Progress, gauge: Gauge
     progress.cause = _diverged(loss.item(), config, progress)
     if not progress.cause:
         parts.team.backward(part_loss, share)
+        if config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parts.model.parameters(), config.clip_norm)
         if gauge is not None:
             gauge.before(progress.step + 1)
         parts.optimizer.step(lambda: loss)  # type: ignore[arg-type]  # torch types it as float

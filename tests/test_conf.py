@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from pathlib import Path
@@ -152,6 +153,23 @@ def test_the_demos_keep_their_promise(sweep: str) -> None:
         grid = sorted({run.lr for run in runs if run.method == method})
         assert len(grid) >= 11 and math.log10(grid[-1] / grid[0]) > 4.99
         assert len({run.seed for run in runs if run.method == method}) == 3
+
+
+@pytest.mark.parametrize(
+    ("sweep", "first", "all_of_them"),
+    [
+        ("demo", ["e9e93a3054f6", "36e30ef15f77"], "7b5e93b9201ba700"),
+        ("demo_gpt", ["478da220f011", "345e83ab36fb"], "d60c27b71af4c68e"),
+    ],
+)
+def test_the_demos_are_the_runs_whose_records_are_committed(
+    sweep: str, first: list[str], all_of_them: str
+) -> None:
+    """A new id disowns every result that users have: say so under Numbers in CHANGELOG.md."""
+    ids = [run.id for run in load(sweep).runs]
+
+    assert ids[:2] == first
+    assert hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16] == all_of_them
 
 
 def test_tiny_runs_are_valid() -> None:

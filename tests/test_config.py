@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import MISSING, fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from optlab.config import Composer, Run, coerced, compose_run
+from optlab.config import Composer, Run, TrainConfig, coerced, compose_run
 from optlab.errors import ConfigError
 from optlab.overrides import parse
+from optlab.paths import CONF
 
 
 def run_of(*overrides: str) -> Run:
@@ -35,6 +37,8 @@ def test_the_id_is_twelve_hex_digits_and_the_same_every_time() -> None:
         "model.width=64",
         "train.steps=301",
         "train.diverged_after=101",
+        "train.clip_norm=1.0",
+        "train.init_seed=0",
         "dataset.loss_lower_bound=0.1",
         "schedule.floor=0.2",
     ],
@@ -56,6 +60,48 @@ def test_whatever_can_change_the_numbers_changes_the_id(override: str) -> None:
 )
 def test_a_change_of_machine_does_not_change_the_id(override: str) -> None:
     assert run_of(override).id == run_of().id
+
+
+NEUTRAL = ["train.clip_norm=null", "train.init_seed=null"]
+
+
+def test_every_option_of_training_with_a_neutral_value_is_listed_here() -> None:
+    """Also: that value is the default, in the file as in the class."""
+    options = {each.name: each.default for each in fields(TrainConfig)}
+    neutral = {key: value for key, value in options.items() if value is not MISSING}
+    stated = OmegaConf.load(CONF / "config.yaml").train
+
+    assert [override.split("=")[0] for override in NEUTRAL] == [f"train.{key}" for key in neutral]
+    assert {key: stated[key] for key in neutral} == neutral
+
+
+@pytest.mark.parametrize("override", NEUTRAL)
+def test_an_option_at_its_neutral_value_is_no_part_of_a_run(override: str) -> None:
+    key = override.split("=")[0].removeprefix("train.")
+
+    assert run_of(override).id == run_of().id
+    assert key not in run_of(override).config["train"]
+
+
+def test_a_run_from_before_an_option_is_read_with_its_neutral_value() -> None:
+    run = run_of()
+
+    assert run.train.clip_norm is None and run.train.init_seed is None
+    assert run_of("train.clip_norm=2").train.clip_norm == 2.0
+
+
+def test_the_ids_of_the_default_run_and_of_a_text_run_stay_what_they_were() -> None:
+    """A change here disowns every result that users have: say so under Numbers in CHANGELOG.md."""
+    text = ["dataset=python_docs", "dataset.loss_lower_bound=2.1", "train.batch_size=16"]
+
+    assert run_of().id == "b7ee0eb94751"
+    assert run_of("optimizer=adamw", "seed=3").id == "bf4926b05f51"
+    assert run_of("model=gpt2_tiny", *text).id == "2c67e02cd571"
+
+
+def test_the_same_integer_may_stand_for_a_float_that_can_be_null() -> None:
+    assert run_of("train.clip_norm=1").id == run_of("train.clip_norm=1.0").id
+    assert type(run_of("train.init_seed=1").config["train"]["init_seed"]) is int
 
 
 def test_an_integer_where_a_float_is_expected_is_the_same_run() -> None:
@@ -122,6 +168,10 @@ def test_a_composer_gives_what_a_fresh_composition_gives() -> None:
         ("runtime.checkpoint_every=-1", "runtime.checkpoint_every at least 0"),
         ("runtime.device=gpu", "runtime.device must be one of auto, cpu, cuda, not 'gpu'"),
         ("tracking.mode=offlin", "tracking.mode must be one of"),
+        ("train.clip_norm=0", "train.clip_norm must be above 0, not 0.0"),
+        ("train.clip_norm=often", "train.clip_norm must be a number or null, not 'often'"),
+        ("train.init_seed=1.5", "train.init_seed must be an integer or null, not 1.5"),
+        ("train.init_seed=-1", "train.init_seed must be 0 or more"),
         ("optimizer.lr=1,2", "add -m"),
         ("optimizer.lr=[1", "is not an override"),
     ],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from optlab.build import build
+from optlab.build import batch_fingerprint, build, weights_fingerprint
 from optlab.config import TrainConfig
 from optlab.data.base import Batch, Data
 from optlab.schedule import Constant, ConstantLinear
@@ -143,6 +143,73 @@ def test_the_schedule_scales_the_learning_rate() -> None:
 def run_tiny(run_: object) -> tuple[list[Record], Progress]:
     parts = build(run_, torch.device("cpu"))  # type: ignore[arg-type]
     return run(parts, run_.train)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 1e9])
+def test_a_clipped_step_follows_the_gradient_for_at_most_the_norm(clip_norm: float) -> None:
+    """w is 1 and its gradient 2: it moves by lr times the smaller of 2 and the norm."""
+    parts = quadratic(0.1)
+    next(steps := train(parts, replace(CONFIG, clip_norm=clip_norm), Progress()))
+    next(steps)
+
+    moved = 1 - parts.model.weight.item()  # type: ignore[union-attr, operator]
+    assert moved == pytest.approx(0.1 * min(2.0, clip_norm), rel=1e-5)
+
+
+def test_the_norm_that_is_clipped_is_that_of_all_parameters_together() -> None:
+    """Every gradient shrinks by the same factor, to a whole of 0.01."""
+    run_, _ = tiny("optimizer=sgd_momentum", "optimizer.lr=1.0", "optimizer.momentum=0.0")
+    free, clipped = (build(run_, torch.device("cpu")) for _ in range(2))
+    start = [p.detach().clone() for p in free.model.parameters()]
+    moves = []
+    for parts, clip_norm in ((free, None), (clipped, 0.01)):
+        next(steps := train(parts, replace(run_.train, clip_norm=clip_norm), Progress()))
+        next(steps)
+        moved = [a.detach() - b for a, b in zip(parts.model.parameters(), start, strict=True)]
+        moves.append(torch.cat([each.flatten() for each in moved]))
+    factor = parts.schedule(0, run_.train.steps)  # type: ignore[possibly-undefined]
+
+    assert moves[1].norm().item() == pytest.approx(0.01 * factor, rel=1e-4)
+    torch.testing.assert_close(moves[1] / moves[1].norm(), moves[0] / moves[0].norm())
+
+
+def test_clipping_leaves_the_loss_that_momo_models_as_it_is() -> None:
+    """The danger of the two together, as published: dual norm clipped, loss not."""
+    run_, _ = tiny("optimizer=muonmax_momo", "train.steps=1")
+    clipped = replace(run_.train, clip_norm=1e-3)
+    parts = [build(run_, torch.device("cpu")) for _ in range(2)]
+    free, small = (
+        [record for record in train(p, c, Progress()) if record is not None][-1]
+        for p, c in zip(parts, (run_.train, clipped), strict=True)
+    )
+
+    assert small.train_loss == free.train_loss
+    assert small.dual_norm < 0.1 * free.dual_norm
+
+
+def test_an_initial_seed_fixes_the_weights_and_leaves_the_batches_to_the_seed() -> None:
+    def start(*overrides: str) -> tuple[str, str]:
+        parts = build(tiny(*overrides)[0], torch.device("cpu"))
+        return weights_fingerprint(parts.model), batch_fingerprint(parts.data.train(0))
+
+    default = start("seed=1")
+    fixed = [start(f"seed={seed}", "train.init_seed=7") for seed in (1, 2)]
+
+    assert fixed[0][0] == fixed[1][0] == start("seed=7")[0] != default[0]
+    assert fixed[0][1] == default[1] != fixed[1][1]
+
+
+def test_what_is_drawn_later_follows_the_seed_whatever_the_initial_one() -> None:
+    run_ = [
+        tiny(f"seed={seed}", f"train.init_seed={init}")[0]
+        for seed, init in ((1, 7), (1, 8), (2, 7))
+    ]
+    drawn = []
+    for each in run_:
+        build(each, torch.device("cpu"))
+        drawn.append(torch.rand(3).tolist())
+
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_what_the_optimizer_reports_is_recorded() -> None:
