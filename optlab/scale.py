@@ -1,6 +1,8 @@
 """Scales of a sweep file: the same experiment at other sizes, chosen by ``scale=NAME``.
 
-What a scale states under ``fixed`` is merged onto the file's; every other key replaces the file's.
+What a scale states under ``fixed`` is merged onto the file's: where it chooses another option of a
+group (``dataset: mnist``), what the file fixes below that group (``dataset.context``) belongs to
+the file's option and is left out. Every other key replaces the file's.
 """
 
 from __future__ import annotations
@@ -69,8 +71,16 @@ def scaled(
             f"{', '.join([PAPER, *scales])}."
         )
     changes = scales[scale]
-    fixed = {**(plain.get("fixed") or {}), **(changes.get("fixed") or {})}
-    return {**plain, **changes, "fixed": fixed}
+    return {**plain, **changes, "fixed": _merged(plain.get("fixed"), changes.get("fixed") or {})}
+
+
+def _merged(fixed: Any, changes: Mapping[Any, Any]) -> Any:
+    """What the file fixes, and what the scale does."""
+    if not isinstance(fixed, dict):
+        return changes if fixed is None else fixed  # which is refused where it is read
+    chosen = [f"{key}." for key in changes if fixed.get(key, changes[key]) != changes[key]]
+    kept = {key: value for key, value in fixed.items() if not str(key).startswith(tuple(chosen))}
+    return {**kept, **changes}
 
 
 def _checked(scales: Any, keys: Sequence[str], where: str) -> dict[str, dict[Any, Any]]:

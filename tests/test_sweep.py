@@ -267,6 +267,19 @@ def test_a_scale_merges_what_is_fixed_and_replaces_the_rest(write) -> None:
     assert [(each["width"], each["depth"]) for each in model] == [(64, 3)] + [(32, 2)] * 6
 
 
+def test_another_option_of_a_group_leaves_out_what_was_fixed_of_the_files_option(write) -> None:
+    text = """
+fixed: {model: mlp, model.width: 32, dataset: shakespeare, dataset.context: 32, train.steps: 5}
+grid: [{optimizer: [adamw], optimizer.lr: [0.1]}]
+scales:
+  mini: {fixed: {model: mlp, dataset: digits, train.batch_size: 8}}
+"""
+    (run,) = write(text, "scale=mini").runs
+
+    assert run.choices["dataset"] == "digits" and "context" not in run.config["dataset"]
+    assert (run.config["model"]["width"], run.train.steps, run.train.batch_size) == (32, 5, 8)
+
+
 def test_a_scale_has_its_own_name_and_memory_and_words(write) -> None:
     mini, whole, half = (
         write(SCALES, *words)
