@@ -172,7 +172,7 @@ def _train_one() -> None:
     if not store.is_done(run.id):
         from ..build import check  # imports torch
 
-        check(run)
+        check(run, settings.runtime.micro_batch)
     if not ranks.leads:  # rank 0 writes and speaks
         if not store.is_done(run.id):
             _train(run, store, settings, ranks)
