@@ -13,6 +13,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from .compiled import compile_model
 from .config import Run
 from .data.base import Batch, data_folder
 from .errors import ConfigError, nearest
@@ -27,17 +28,21 @@ T = TypeVar("T")
 _DIRECTIVES = ("_target_", "_partial_", "_recursive_", "_convert_", "defaults")
 
 
-def build(run: Run, device: torch.device, micro_batch: int | None = None) -> Parts:
+def build(
+    run: Run, device: torch.device, micro_batch: int | None = None, *, compiles: bool = False
+) -> Parts:
     """The parts of a run, its weights and batches decided by its seeds alone.
 
     Raises:
         ConfigError: a YAML file has a key that its target does not take, or data are missing; the
-            model cannot take a batch in pieces of ``micro_batch``.
+            model cannot take a batch in pieces of ``micro_batch``, or not be compiled here.
     """
     check_arguments(run)
     data = part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
     model = _drawn(run).to(device)
     check_micro_batch(model, run.train.batch_size, micro_batch)
+    if compiles:
+        compile_model(model, device)
     return Parts(
         model,
         data,

@@ -55,6 +55,7 @@ def test_whatever_can_change_the_numbers_changes_the_id(override: str) -> None:
         "runtime.threads=4",
         "runtime.checkpoint_every=1.0",
         "runtime.micro_batch=8",
+        "runtime.compile=true",
         "tracking.mode=off",
         "tracking.project=other",
     ],
