@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .compiled import compile_model
 from .config import Run
-from .data.base import Batch, data_folder
+from .data.base import Batch, Data, data_folder
 from .errors import ConfigError, nearest
 from .optim.roles import param_groups
 from .overrides import check_option
@@ -38,7 +38,7 @@ def build(
             model cannot take a batch in pieces of ``micro_batch``, or not be compiled here.
     """
     check_arguments(run)
-    data = part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
+    data = load_data(run)
     model = _drawn(run).to(device)
     check_micro_batch(model, run.train.batch_size, micro_batch)
     if compiles:
@@ -71,13 +71,10 @@ def _drawn(run: Run) -> nn.Module:
 def check(run: Run, micro_batch: int | None = None) -> None:
     """Raise what ``build`` would raise, without weights: the model is made on the meta device."""
     check_arguments(run)
-    data = part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
+    data = load_data(run)
     inputs, targets = data.train(0)
-    with torch.device("meta"):
-        model: nn.Module = part(run, "model")
+    model = outline(run)
     check_micro_batch(model, run.train.batch_size, micro_batch)
-    _optimizer(run, model)
-    part(run, "schedule")(0, run.train.steps)
     try:
         data.loss(model(inputs.to("meta")), targets.to("meta"))
     except RuntimeError as error:
@@ -85,6 +82,21 @@ def check(run: Run, micro_batch: int | None = None) -> None:
             f"model={run.choices['model']} cannot take the inputs of "
             f"dataset={run.choices['dataset']}, shape {tuple(inputs.shape)}: {error}"
         ) from error
+
+
+def load_data(run: Run) -> Data:
+    """The data of a run; raises ConfigError where they are missing or damaged."""
+    return part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
+
+
+def outline(run: Run) -> nn.Module:
+    """The model on the meta device; raises what ``build`` would raise but for want of data."""
+    check_arguments(run)
+    with torch.device("meta"):
+        model: nn.Module = part(run, "model")
+    _optimizer(run, model)
+    part(run, "schedule")(0, run.train.steps)
+    return model
 
 
 def problems(runs: Iterable[Run], micro_batch: int | None = None) -> dict[str, str]:
