@@ -137,9 +137,9 @@ def _extension(sweep: Sweep, store: RunStore) -> str:
     """How the grids of a sweep have grown, and what lets them grow further."""
     if not sweep.file:
         return ""
-    past = read_extension(path_of(store.root, sweep.file)).rounds
+    past = read_extension(path_of(store.root, sweep.grows_as)).rounds
     spent = f"after {len(past)} rounds of extension" if past else "and the grids were not extended"
-    return f"That is so {spent}; to go on: python -m optlab extend {sweep.file} --rounds 1"
+    return f"That is so {spent}; to go on: python -m optlab extend {sweep.words} --rounds 1"
 
 
 def settings(sweep: Sweep) -> Sequence[str]:

@@ -14,11 +14,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from .config import Run
-from .data.base import Batch, data_folder
+from .data.base import Batch, Data, data_folder
 from .errors import ConfigError, nearest
 from .optim.roles import param_groups
 from .overrides import check_option
 from .paths import CONF
+from .team import check_micro_batch
 from .train import Parts
 
 T = TypeVar("T")
@@ -26,16 +27,26 @@ T = TypeVar("T")
 _DIRECTIVES = ("_target_", "_partial_", "_recursive_", "_convert_", "defaults")
 
 
-def build(run: Run, device: torch.device) -> Parts:
+def build(run: Run, device: torch.device, micro_batch: int | None = None) -> Parts:
     """The parts of a run, its weights and batches decided by its seeds alone.
 
     Raises:
-        ConfigError: a YAML file has a key that its target does not take, or data are missing.
+        ConfigError: a YAML file has a key that its target does not take, or data are missing; the
+            model cannot take a batch in pieces of ``micro_batch``.
     """
     check_arguments(run)
-    data = part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
+    data = load_data(run)
     model = _drawn(run).to(device)
-    return Parts(model, data, _optimizer(run, model), part(run, "schedule"), device)
+    check_micro_batch(model, run.train.batch_size, micro_batch)
+    return Parts(
+        model,
+        data,
+        _optimizer(run, model),
+        part(run, "schedule"),
+        device,
+        precision=run.train.precision,
+        micro_batch=micro_batch,
+    )
 
 
 def _drawn(run: Run) -> nn.Module:
@@ -52,15 +63,13 @@ def _drawn(run: Run) -> nn.Module:
     return model
 
 
-def check(run: Run) -> None:
+def check(run: Run, micro_batch: int | None = None) -> None:
     """Raise what ``build`` would raise, without weights: the model is made on the meta device."""
     check_arguments(run)
-    data = part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
+    data = load_data(run)
     inputs, targets = data.train(0)
-    with torch.device("meta"):
-        model: nn.Module = part(run, "model")
-    _optimizer(run, model)
-    part(run, "schedule")(0, run.train.steps)
+    model = outline(run)
+    check_micro_batch(model, run.train.batch_size, micro_batch)
     try:
         data.loss(model(inputs.to("meta")), targets.to("meta"))
     except RuntimeError as error:
@@ -70,12 +79,27 @@ def check(run: Run) -> None:
         ) from error
 
 
-def problems(runs: Iterable[Run]) -> dict[str, str]:
+def load_data(run: Run) -> Data:
+    """The data of a run; raises ConfigError where they are missing or damaged."""
+    return part(run, "dataset").load(data_folder(), seed=run.seed, batch_size=run.train.batch_size)
+
+
+def outline(run: Run) -> nn.Module:
+    """The model on the meta device; raises what ``build`` would raise but for want of data."""
+    check_arguments(run)
+    with torch.device("meta"):
+        model: nn.Module = part(run, "model")
+    _optimizer(run, model)
+    part(run, "schedule")(0, run.train.steps)
+    return model
+
+
+def problems(runs: Iterable[Run], micro_batch: int | None = None) -> dict[str, str]:
     """What ``check`` has against each of these runs: id to message; empty if nothing."""
     found = {}
     for run in runs:
         try:
-            check(run)
+            check(run, micro_batch)
         except ConfigError as error:
             found[run.id] = str(error)
     return found

@@ -51,14 +51,7 @@ class TrainConfig:
     max_weight_growth: float
     clip_norm: float | None = None  # global l2 norm of the gradient; None: not clipped
     init_seed: int | None = None  # of the initial weights; None: the run's seed
-
-
-# Keys that may be null, with an example of what else they may be: the YAML files do not show it.
-_NULLABLE = {
-    f"train.{each.name}": {"int | None": 1, "float | None": 1.0}[str(each.type)]
-    for each in fields(TrainConfig)
-    if each.default is None
-}
+    precision: str = "float32"  # of the forward pass and the loss
 
 
 @dataclass(frozen=True)
@@ -70,6 +63,8 @@ class RuntimeConfig:
     device: str
     threads: int
     checkpoint_every: float  # seconds
+    micro_batch: int | None = None  # samples of a forward pass, per process; None: all it has
+    compile: bool = False  # torch.compile
 
     @property
     def runs_folder(self) -> Path:
@@ -78,6 +73,15 @@ class RuntimeConfig:
     @property
     def results_folder(self) -> Path:
         return ROOT / self.results
+
+
+# Keys that may be null, with an example of what else they may be: the YAML files do not show it.
+_NULLABLE = {
+    f"{section}.{each.name}": {"int | None": 1, "float | None": 1.0}[str(each.type)]
+    for section, kind in (("train", TrainConfig), ("runtime", RuntimeConfig))
+    for each in fields(kind)
+    if each.default is None
+}
 
 
 @dataclass(frozen=True)
@@ -398,7 +402,10 @@ def validate(config: Mapping[str, Any], settings: Settings, choices: Mapping[str
         raise ConfigError(f"optimizer.lr must be above 0, not {config['optimizer']['lr']}.")
     train = section(TrainConfig, config, "train")
     for key in _NULLABLE:
-        _coerced_or_null(key, getattr(train, key.removeprefix("train.")))
+        _coerced_or_null(
+            key, example({"runtime": vars(settings.runtime), "train": vars(train)}, key)
+        )
+    _check_choice("train.precision", train.precision, ("float32", "bfloat16"))
     _check_seed("seed", config["seed"])
     if train.init_seed is not None:
         _check_seed("train.init_seed", train.init_seed)
@@ -417,6 +424,11 @@ def validate(config: Mapping[str, Any], settings: Settings, choices: Mapping[str
         raise ConfigError(
             f"runtime.threads must be at least 1 and runtime.checkpoint_every at least 0, not "
             f"{settings.runtime.threads} and {settings.runtime.checkpoint_every}."
+        )
+    if settings.runtime.micro_batch is not None and settings.runtime.micro_batch < 1:
+        raise ConfigError(
+            "runtime.micro_batch must be a number of samples, or null for the whole batch, not "
+            f"{settings.runtime.micro_batch}."
         )
     _check_choice("runtime.device", settings.runtime.device, ("auto", "cpu", "cuda"))
     _check_tracking(settings.tracking)

@@ -1,8 +1,9 @@
 """What a sweep was extended by: remembered beside its runs, merged in wherever it is loaded.
 
-``runs/extensions/NAME.json`` lists the rounds of the sweep file ``sweeps/NAME.yaml``, each with the
-learning rates that it added to which curve. A curve is known by the config of its runs, learning
-rate and seed aside, so what was found for one setting never reaches another.
+``runs/extensions/NAME.json`` lists the rounds of the sweep file ``sweeps/NAME.yaml``
+(``NAME-SCALE.json`` those of its scales), each with the learning rates that it added to which
+curve. A curve is known by the config of its runs, learning rate and seed aside, so what was found
+for one setting never reaches another.
 """
 
 from __future__ import annotations
@@ -75,9 +76,12 @@ class Extension:
         }
 
 
-def path_of(root: Path, sweep_file: str) -> Path:
-    """Where the store at ``root`` remembers the extension of a sweep file."""
-    return root / "extensions" / f"{sweep_file}.json"
+def path_of(root: Path, name: str) -> Path:
+    """Where the store at ``root`` remembers the extension of a sweep file, at a scale of its own.
+
+    ``name``: as ``Sweep.grows_as`` says it.
+    """
+    return root / "extensions" / f"{name}.json"
 
 
 def read(path: Path) -> Extension:

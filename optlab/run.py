@@ -31,7 +31,15 @@ from .stop import StopFlag
 from .store import Busy, Lease, Record, Result, RunStore, write_json
 from .team import Group, own_device
 from .tracking.mirror import Mirror
-from .train import Parts, Progress, random_states, set_random_states, train
+from .train import (
+    Parts,
+    Progress,
+    batch_loss,
+    micro_batches,
+    random_states,
+    set_random_states,
+    train,
+)
 
 _CHECK_EVERY = 5.0  # seconds between two looks at whether the run is still ours
 
@@ -221,13 +229,12 @@ class _Attempt:
         stop: StopFlag,
         report: Callable[[Record], None],
     ) -> Outcome:
-        parts = build(self.run, device)
+        parts = build(self.run, device, self.settings.runtime.micro_batch)
         prints = weights_fingerprint(parts.model), batch_fingerprint(parts.data.train(0))
         parts, progress = self._resume(parts) if self.ranks.leads else self._resume_along(parts)
         if group is not None:
             self._tell_resume(progress)
-            replica = group.replicate(parts.model, parts.optimizer, parts.data)
-            parts = replace(parts, team=group, replica=replica)
+            parts = self._shared(parts, group)
         mirror = Mirror(self.run, self.store, self.settings.tracking)
         if self.ranks.leads:
             self._write_meta(parts, prints, progress)
@@ -240,6 +247,17 @@ class _Attempt:
             mirror.finish("failed", f"{type(error).__name__}: {error}")
             raise
         return outcome
+
+    def _shared(self, parts: Parts, group: Group) -> Parts:
+        """The parts as one process of the group has them."""
+        parts = replace(parts, team=group)
+        batch = micro_batches(parts, 0)[0]
+
+        def loss(forward: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+            return batch_loss(replace(parts, replica=forward), batch)
+
+        size = self.run.train.batch_size
+        return replace(parts, replica=group.replicate(parts.model, parts.optimizer, size, loss))
 
     def _train(
         self,
@@ -340,7 +358,8 @@ class _Attempt:
             self._log(f"{error} Set aside as {aside.name}; the run starts over.")
             self.store.keep_records(self.run.id, 0)
             self.store.keep_diagnostics(self.run.id, 0)
-            return build(self.run, parts.device), Progress()  # the load may have touched the parts
+            again = build(self.run, parts.device, parts.micro_batch)
+            return again, Progress()  # the load may have touched the parts
         self._log(f"Resumed at step {progress.step}.")
         return parts, progress
 
@@ -398,6 +417,7 @@ class _Attempt:
             "device": provenance.device_name(parts.device),
             "threads": self.settings.runtime.threads,
             "processes": self.ranks.world,
+            "micro_batch": parts.micro_batch,
             "hosts": self.link.hosts if self.link else [socket.gethostname()],
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "from_step": progress.step,

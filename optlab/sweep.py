@@ -29,10 +29,13 @@ from .extension import LR, CurveIds, overrides_of
 from .overrides import check_option, is_group, override_values, parse_override, unique
 from .paths import ROOT
 from .resources import Request, check_keys
+from .scale import refuse_without_file, scaled
+from .scale import split as split_scale
 
 DEFAULT = "demo"
 FIGURES = ROOT / "analysis" / "figures"
-_KEYS = ("fixed", "grid", "seeds", "figures", "resources", "budget", "extend")
+_SCALE_KEYS = ("fixed", "grid", "seeds", "figures", "resources", "budget", "extend")
+_KEYS = (*_SCALE_KEYS, "scales")
 _RESOURCES = "resources"  # of a block; travels as an axis of one value, which is no override
 _GPU_HOURS = "budget.gpu_hours"  # as an override; says nothing about the runs
 _LOG_KEYS = ("log10", "per_decade")
@@ -56,10 +59,21 @@ class Sweep:
     resources: tuple[Request, ...] = ()  # asked for by each run's files, parallel to ``runs``
     budget: float | None = None  # GPU-hours that the sweep may cost in all; None: any number
     file: str = ""  # that it grows with, below sweeps/; '' where the command line states the lrs
+    scale: str = ""  # of the file; '' is the file itself
     extend: Extend | None = None  # how its grids of learning rates grow; None: they stay
     certified: tuple[Certified, ...] = ()  # not among ``runs``: need not be trained
     certified_points: tuple[Point, ...] = ()  # parallel to ``certified``
     only: frozenset[str] | None = None  # ids of the runs that a launch may start; None: all
+
+    @property
+    def grows_as(self) -> str:
+        """The name under which the store remembers how the sweep has grown."""
+        return _scaled_name(self.file, self.scale)
+
+    @property
+    def words(self) -> str:
+        """What names the file and its scale behind ``python -m optlab COMMAND``."""
+        return f"{self.file} scale={self.scale}" if self.scale else self.file
 
 
 @dataclass(frozen=True)
@@ -73,30 +87,35 @@ class _Declared:
 def load(name: str, overrides: Sequence[str] = ()) -> Sweep:
     """The sweep that ``sweeps/name.yaml`` declares, restricted or changed by ``overrides``.
 
+    ``scale=NAME`` takes the file at that scale (see ``scale``).
     An override of a group (``optimizer=scion``) selects among the options that the file names;
     an override of a value (``optimizer.lr=0.1``, ``seed=range(0,5)``) replaces the file's values.
     Learning rates that the sweep was extended by (see ``extension``) are part of it, unless an
     override states the learning rates.
 
     Raises:
-        ConfigError: no such sweep, an unknown key, an empty grid, runs that cannot be composed.
+        ConfigError: no such sweep or scale, an unknown key, an empty grid, runs that cannot be
+            composed.
     """
     check_sweep(name)
     path = ROOT / "sweeps" / f"{name}.yaml"
-    declared = _declared(path)
-    changes, outside = _split(overrides)
+    scale, of_runs = split_scale(overrides)
+    declared = _declared(path, scale)
+    changes, outside = _split(of_runs)
     blocks = _changed(declared.blocks, changes, f"sweeps/{name}.yaml")
-    command = shlex.join([f"sweeps={name}", *overrides])
+    chosen = [f"scale={scale}"] if scale else []
+    command = shlex.join([f"sweeps={name}", *chosen, *of_runs])
 
     composer = Composer()
-    added, certified = _extension(name, blocks, changes, outside, composer)
+    scaled_name = _scaled_name(name, scale)
+    added, certified = _extension(scaled_name, blocks, changes, outside, composer)
     where, figures = f"sweeps/{name}.yaml", declared.figures
     all_blocks, outside = [*blocks, *added], {_GPU_HOURS: declared.budget, **outside}
-    suffixed = _suffixed(name, changes)
+    suffixed = _suffixed(scaled_name, changes)
     sweep = _compose(suffixed, command, where, all_blocks, figures, outside, composer)
     if LR in changes:
         return sweep
-    sweep = replace(sweep, file=name, extend=declared.extend)
+    sweep = replace(sweep, file=name, scale=scale, extend=declared.extend)
     return _with_certified(sweep, composer, certified, sum(len(_product(block)) for block in added))
 
 
@@ -153,6 +172,7 @@ def _with_certified(sweep: Sweep, composer: Composer, points: list[Point], added
 
 def ad_hoc(overrides: Sequence[str]) -> Sweep:
     """The product of command-line overrides in Hydra's sweep syntax."""
+    refuse_without_file(overrides)
     changes, outside = _split(overrides)
     return _compose(
         _suffixed("adhoc", changes),
@@ -187,8 +207,8 @@ def check_sweep(name: str) -> None:
         )
 
 
-def _declared(path: Path) -> _Declared:
-    """The blocks of a sweep file, ``fixed`` and ``seeds`` among their axes."""
+def _declared(path: Path, scale: str) -> _Declared:
+    """The blocks of a sweep file at a scale, ``fixed`` and ``seeds`` among their axes."""
     where = f"sweeps/{path.relative_to(ROOT / 'sweeps')}"
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
@@ -202,6 +222,7 @@ def _declared(path: Path) -> _Declared:
                 f"{where} has the unknown key '{key}'.{nearest(str(key), _KEYS)} "
                 f"A sweep file may have: {', '.join(_KEYS)}."
             )
+    content = scaled(content, scale, _SCALE_KEYS, where)
     fixed = content.get("fixed") or {}
     if not isinstance(fixed, dict):
         raise ConfigError(f"{where}: fixed must map override keys to values, not {fixed!r}.")
@@ -376,6 +397,18 @@ def _suffixed(name: str, changes: Axes) -> str:
         return name
     digest = hashlib.sha256(repr(sorted(changes.items())).encode()).hexdigest()[:6]
     return f"{name}-{digest}"
+
+
+def _scaled_name(name: str, scale: str) -> str:
+    """The name of a file's sweep at a scale; one that another file has is refused."""
+    if not scale:
+        return name
+    if (ROOT / "sweeps" / f"{name}-{scale}.yaml").is_file():
+        raise ConfigError(
+            f"sweeps/{name}-{scale}.yaml and the scale '{scale}' of sweeps/{name}.yaml would both "
+            "be the sweep of that name: rename one of them."
+        )
+    return f"{name}-{scale}"
 
 
 def _compose(

@@ -16,6 +16,7 @@ import hashlib
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Protocol
 
@@ -24,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .data.base import Batch, Data
+from .data.base import Batch
 from .distributed import check_share
 from .errors import ConfigError
 from .link import Flag, Link, PeerFailed
@@ -56,12 +57,19 @@ class Team(Protocol):
         """This process's part of a batch."""
         ...
 
-    def mean(self, loss: Tensor, share: float) -> Tensor:
-        """The mean loss over the whole batch, shape (), from that over this ``share`` of it."""
+    def sum(self, part: Tensor) -> Tensor:
+        """The sum of what all processes give, float64, shape ()."""
         ...
 
     def backward(self, loss: Tensor, share: float) -> None:
-        """Leave the gradient of the mean loss over the whole batch in the parameters."""
+        """Add the gradient of ``share`` times ``loss``, of all processes, to the parameters'."""
+        ...
+
+    def apart(self) -> AbstractContextManager[object]:
+        """Within it, forward and backward passes add this process's gradients alone.
+
+        The next backward pass outside adds what has gathered to that of the others.
+        """
         ...
 
     def turns(self, count: int) -> Iterable[int]:
@@ -90,11 +98,14 @@ class Alone:
     def shard(self, batch: Batch) -> Batch:
         return batch
 
-    def mean(self, loss: Tensor, share: float) -> Tensor:
-        return loss
+    def sum(self, part: Tensor) -> Tensor:
+        return part
 
     def backward(self, loss: Tensor, share: float) -> None:
-        loss.backward()
+        (loss * share).backward()
+
+    def apart(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def turns(self, count: int) -> Iterable[int]:
         return range(count)
@@ -115,6 +126,7 @@ class Group:
     def __init__(self, link: Link, device: torch.device, stop: Flag) -> None:
         self._link, self.device, self._stop = link, device, stop
         self._stopping = False
+        self._replica: weakref.ref[DistributedDataParallel] | None = None
         self._reducer: weakref.ref[object] | None = None  # DDP's
         self.world, self.rank = link.ranks.world, link.ranks.rank
 
@@ -151,23 +163,26 @@ class Group:
         return self._reducer is not None and self._reducer() is not None
 
     def replicate(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, data: Data
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batch_size: int,
+        loss: Callable[[Callable[[Tensor], Tensor]], Tensor],
     ) -> Callable[[Tensor], Tensor]:
         """The forward pass of ``model`` whose backward pass averages gradients over the processes.
 
-        All models become that of rank 0, and ``optimizer`` shares out its polar factors.
+        All models become that of rank 0, and ``optimizer`` shares out its polar factors. ``loss``
+        is that of any batch by a forward pass, as in training.
         """
-        batch = data.train(0)
-        _check_shares(model, len(batch[1]), self.world)
+        _check_shares(model, batch_size, self.world)
         if isinstance(optimizer, SteepestDescent):
             optimizer.sharing = self
         # Not as views of DDP's buckets: the bits of a dot product depend on where its vectors lie.
         replica = DistributedDataParallel(model)
-        self._reducer = weakref.ref(replica.reducer)
+        self._replica, self._reducer = weakref.ref(replica), weakref.ref(replica.reducer)
         # DDP sorts its buckets anew after its first backward pass, and the bits of a sum may depend
         # on the place of a number in its bucket: a resumed run, too, is to start with the new ones.
-        inputs, targets = (part.to(self.device) for part in self.shard(batch))
-        data.loss(replica(inputs), targets).backward()
+        loss(replica).backward()
         optimizer.zero_grad()
         return replica
 
@@ -177,16 +192,21 @@ class Group:
         last = (self.rank + 1) * len(targets) // self.world
         return inputs[first:last], targets[first:last]
 
-    def mean(self, loss: Tensor, share: float) -> Tensor:
+    def sum(self, part: Tensor) -> Tensor:
         """Also tells all processes whether any of them was told to stop."""
-        values = torch.tensor([0.0, self._stop.is_set], dtype=torch.float64, device=loss.device)
-        values[0] = loss.detach().double() * share
+        values = torch.tensor([0.0, self._stop.is_set], dtype=torch.float64, device=part.device)
+        values[0] = part
         self._wait(dist.all_reduce(values, async_op=True), look=True)
         self._stopping = bool(values[1] > 0)
-        return values[0].to(loss.dtype)
+        return values[0]
 
     def backward(self, loss: Tensor, share: float) -> None:
         (loss * (share * self.world)).backward()  # DDP divides the sum by the number of processes
+
+    def apart(self) -> AbstractContextManager[object]:
+        replica = self._replica() if self._replica is not None else None
+        assert replica is not None
+        return replica.no_sync()
 
     def turns(self, count: int) -> Iterable[int]:
         return range(self.rank, count, self.world)
@@ -308,10 +328,27 @@ def _check_devices(devices: Sequence[str]) -> None:
 def _check_shares(model: nn.Module, batch_size: int, world: int) -> None:
     """Raise for what several processes cannot train as one would."""
     check_share(batch_size, world)
+    if layer := _not_shared(model):
+        raise ConfigError(
+            f"The model has a {layer}, whose numbers would depend on how a batch is shared out, and"
+            " a run is the same on any number of GPUs: train this model with one GPU per run."
+        )
+
+
+def check_micro_batch(model: nn.Module, batch_size: int, micro_batch: int | None) -> None:
+    """Raise for a model that cannot take a batch in pieces as it would take it whole."""
+    layer = _not_shared(model)
+    if layer and micro_batch is not None and micro_batch < batch_size:
+        raise ConfigError(
+            f"The model has a {layer}, whose numbers would depend on runtime.micro_batch"
+            f" ({micro_batch} of {batch_size} samples), and a run is the same with any: train this"
+            " model with runtime.micro_batch=null."
+        )
+
+
+def _not_shared(model: nn.Module) -> str:
+    """The first layer that sees or draws what depends on the samples around it; '' if none does."""
     for name, module in model.named_modules():
-        if isinstance(module, _NOT_SHARED):
-            raise ConfigError(
-                f"The model has a {type(module).__name__} ({name}), whose numbers would depend on"
-                " how a batch is shared out, and a run is the same on any number of GPUs: train"
-                " this model with one GPU per run."
-            )
+        if isinstance(module, _NOT_SHARED) and getattr(module, "p", 1.0) > 0:  # of a dropout
+            return f"{type(module).__name__} ({name})"
+    return ""

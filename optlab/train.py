@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,8 @@ class Parts:
     device: torch.device
     team: Team = field(default_factory=Alone)
     replica: Callable[[Tensor], Tensor] | None = None  # the model, in a team of several processes
+    precision: str = "float32"  # of forward passes and losses, or bfloat16
+    micro_batch: int | None = None  # samples of a forward pass in training; None: all at once
 
     @property
     def forward(self) -> Callable[[Tensor], Tensor]:
@@ -87,16 +89,16 @@ def _advance(parts: Parts, config: TrainConfig, progress: Progress, gauge: Gauge
     lr_factor = parts.schedule(progress.step, config.steps)
     for group in parts.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * lr_factor
-    batch = parts.team.shard(parts.data.train(progress.step))
-    inputs, targets = _to_device(batch, parts.device)
-    share = len(targets) / config.batch_size  # of the batch, for this process
+    *early, last = micro_batches(parts, progress.step)
     parts.model.train()
     parts.optimizer.zero_grad()
-    part_loss = parts.data.loss(parts.forward(inputs), targets)
-    loss = parts.team.mean(part_loss, share)
+    part = _accumulated(parts, config, early)
+    last_loss, share = batch_loss(parts, last), len(last[1]) / config.batch_size
+    part = part + last_loss.detach().double() * share
+    loss = parts.team.sum(part).to(last_loss.dtype)
     progress.cause = _diverged(loss.item(), config, progress)
     if not progress.cause:
-        parts.team.backward(part_loss, share)
+        parts.team.backward(last_loss, share)
         if config.clip_norm is not None:
             nn.utils.clip_grad_norm_(parts.model.parameters(), config.clip_norm)
         if gauge is not None:
@@ -106,6 +108,37 @@ def _advance(parts: Parts, config: TrainConfig, progress: Progress, gauge: Gauge
         if gauge is not None:
             gauge.after(progress.step)
     progress.seconds += time.perf_counter() - started
+
+
+def micro_batches(parts: Parts, step: int) -> list[Batch]:
+    """What this process takes of the batch of ``step``, in pieces of the samples that fit."""
+    inputs, targets = parts.team.shard(parts.data.train(step))
+    size = parts.micro_batch or len(targets)
+    return list(zip(inputs.split(size), targets.split(size), strict=True))
+
+
+def _accumulated(parts: Parts, config: TrainConfig, batches: Sequence[Batch]) -> Tensor:
+    """The share of ``batches`` in the loss, float64, shape (); their gradients are added up."""
+    total = torch.zeros((), dtype=torch.float64, device=parts.device)
+    with parts.team.apart():
+        for batch in batches:
+            loss, share = batch_loss(parts, batch), len(batch[1]) / config.batch_size
+            parts.team.backward(loss, share)
+            total += loss.detach().double() * share
+    return total
+
+
+def batch_loss(parts: Parts, batch: Batch) -> Tensor:
+    """The mean loss over a batch, shape (), with the graph of its gradient."""
+    inputs, targets = _to_device(batch, parts.device)
+    with autocast(parts):
+        return parts.data.loss(parts.forward(inputs), targets)
+
+
+def autocast(parts: Parts) -> torch.autocast:
+    """The context of a forward pass and its loss."""
+    low = parts.precision == "bfloat16"
+    return torch.autocast(parts.device.type, dtype=torch.bfloat16, enabled=low)
 
 
 def _diverged(loss: float, config: TrainConfig, progress: Progress) -> str:
@@ -169,8 +202,9 @@ def evaluate(parts: Parts) -> dict[str, float]:
     table = torch.zeros(len(val), len(functions) + 1, dtype=torch.float64)  # sums and counts
     for index in parts.team.turns(len(val)):
         inputs, targets = _to_device(val[index], parts.device)
-        outputs = parts.model(inputs)
-        means = [function(outputs, targets).item() for function in functions.values()]
+        with autocast(parts):
+            outputs = parts.model(inputs)
+            means = [function(outputs, targets).item() for function in functions.values()]
         table[index] = torch.tensor([*(mean * targets.numel() for mean in means), targets.numel()])
     *sums, count = _column_sums(parts.team.filled(table))
     return {name: total / count for name, total in zip(functions, sums, strict=True)}

@@ -32,6 +32,7 @@ class Order:
     at_step: int = -1  # where what comes next happens
     event: str = ""  # one of those in _sabotaged
     links: tuple[tuple[str, float], ...] = ()  # constants of optlab.link to shorten
+    float64: bool = False  # the model, which must be one of text
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ def _sabotaged(parts: Any, order: Order) -> Any:
     def fail() -> None:
         raise MemoryError("80 GiB")
 
+    if order.float64:
+        parts.model.double()
     first = next(parts.model.parameters())
     happen: dict[str, Callable[..., object]] = {
         "raise": fail,

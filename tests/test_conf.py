@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from optlab.build import build, check
+from optlab.build import build, check, outline
 from optlab.config import Run, compose_run
 from optlab.errors import ConfigError
 from optlab.launch.launch import representatives
@@ -33,6 +35,18 @@ def names(group: str) -> list[str]:
 def sweeps() -> list[str]:
     folder = ROOT / "sweeps"
     return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+
+
+def scaled_sweeps() -> list[tuple[str, str]]:
+    """Each sweep with each of its scales."""
+    return [
+        (sweep, scale)
+        for sweep in sweeps()
+        for scale in [
+            "paper",
+            *(OmegaConf.load(ROOT / "sweeps" / f"{sweep}.yaml").get("scales") or {}),
+        ]
+    ]
 
 
 def yaml_files() -> list[Path]:
@@ -123,13 +137,60 @@ def test_every_model_builds_on_the_meta_device(model: str) -> None:
     check(compose_run([f"model={model}", f"dataset={dataset}", "optimizer=muonmax"])[0])
 
 
-@pytest.mark.parametrize("sweep", sweeps())
-def test_every_sweep_composes_and_builds(sweep: str) -> None:
-    runs = load(sweep).runs
+@pytest.mark.parametrize(("sweep", "scale"), scaled_sweeps())
+def test_every_sweep_composes_and_builds_at_every_scale(sweep: str, scale: str) -> None:
+    runs = load(sweep, [f"scale={scale}"]).runs
+    kinds = representatives(runs)
 
     assert len({run.id for run in runs}) == len(runs) > 1
-    for run in representatives(runs):
-        check(run)
+    for run in kinds:
+        outline(run)
+    try:
+        check(kinds[0])
+    except ConfigError as error:
+        if "data prepare" not in str(error):
+            raise
+
+
+PAPERS = sorted(sweep for sweep in sweeps() if sweep.startswith("muon_variants/"))
+
+
+@pytest.mark.parametrize("sweep", [each for each in PAPERS if not each.endswith("digits")])
+def test_every_experiment_of_a_paper_has_a_small_form_that_asks_for_no_gpu(sweep: str) -> None:
+    mini = load(sweep, ["scale=mini"])
+
+    assert all(asked["gpus_per_run"] == 4 for asked in load(sweep).resources)
+    assert all(asked["gpus_per_run"] == 0 for asked in mini.resources)
+    assert len({run.seed for run in mini.runs}) == 3
+    assert {run.choices["model"] for run in mini.runs} <= {"gpt_tiny", "mlp"}
+    assert {run.train.precision for run in mini.runs} == {"float32"}
+
+
+@pytest.mark.parametrize("scale", ["paper", "mini"])
+def test_the_variants_are_eighteen_and_as_many_truncated(scale: str) -> None:
+    runs = load("muon_variants/variants", [f"scale={scale}"]).runs
+    for method in ("muonmax", "muonmax_momo"):
+        mine = [run.config["optimizer"] for run in runs if run.method == method]
+        curves = {json.dumps({**each, "lr": 0}, sort_keys=True) for each in mine}
+        switches = {
+            (each["kind"], each["product"]["_target_"], each["norms"]["others"]["_target_"])
+            for each in mine
+        }
+
+        assert len(curves) == len(switches) == 18
+        assert {each["norms"]["matrix"]["_target_"] for each in mine} == {
+            "optlab.optim.norms.Spectral"
+        }
+
+
+@pytest.mark.parametrize("sweep", ["tuned", "lower_bound", "stale", "clipping"])
+@pytest.mark.parametrize("scale", ["mini", "mini_mlp"])
+def test_small_forms_share_runs(sweep: str, scale: str) -> None:
+    """What is trained for one is not trained again for another."""
+    common = {run.id for run in load("muon_variants/lr_sensitivity", [f"scale={scale}"]).runs}
+    own = {run.id for run in load(f"muon_variants/{sweep}", [f"scale={scale}"]).runs}
+
+    assert 5 * len(own & common) >= len(own)
 
 
 @pytest.mark.parametrize("sweep", ["demo", "demo_gpt"])

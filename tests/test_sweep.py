@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optlab import sweep as sweeps
-from optlab.config import compose_run
+from optlab.config import Composer, compose_run
 from optlab.errors import ConfigError
+from optlab.extension import Addition, Extension, Round, curve_id, path_of
+from optlab.extension import write as write_extension
 from optlab.paths import CONF
 from optlab.sweep import Sweep, ad_hoc, from_arguments, load, log_grid
 
@@ -231,3 +233,117 @@ def test_the_command_of_a_sweep_can_be_pasted() -> None:
 
 def test_the_same_overrides_give_the_same_name() -> None:
     assert ad_hoc(["seed=0,1"]).name == ad_hoc(["seed=0,1"]).name != ad_hoc(["seed=0,2"]).name
+
+
+# Scales
+
+SCALES = """
+fixed: {model: mlp, model.width: 64, train.steps: 200}
+grid: [{optimizer: [adamw], optimizer.lr: [0.1, 0.2]}]
+seeds: 3
+figures: [loss_curves]
+budget: {gpu_hours: 100}
+scales:
+  mini:
+    fixed: {train.steps: 5}
+    grid: [{optimizer: [scion], optimizer.lr: [0.3]}]
+    seeds: 1
+    figures: [lr_sensitivity]
+    budget: null
+  mini_wide: {fixed: {model.width: 32, model.depth: 2}}
+"""
+
+
+def test_a_scale_merges_what_is_fixed_and_replaces_the_rest(write) -> None:
+    mini, wide = write(SCALES, "scale=mini"), write(SCALES, "scale=mini_wide")
+    model = [run.config["model"] for run in (*mini.runs, *wide.runs)]
+
+    assert {(r.method, r.lr, r.seed, r.train.steps) for r in mini.runs} == {("scion", 0.3, 0, 5)}
+    assert (mini.figures, mini.budget) == (("lr_sensitivity",), None)
+    assert {(r.method, r.lr, r.seed, r.train.steps) for r in wide.runs} == {
+        ("adamw", lr, seed, 200) for lr in (0.1, 0.2) for seed in range(3)
+    }
+    assert (wide.figures, wide.budget) == (("loss_curves",), 100)
+    assert [(each["width"], each["depth"]) for each in model] == [(64, 3)] + [(32, 2)] * 6
+
+
+def test_another_option_of_a_group_leaves_out_what_was_fixed_of_the_files_option(write) -> None:
+    text = """
+fixed: {model: mlp, model.width: 32, dataset: shakespeare, dataset.context: 32, train.steps: 5}
+grid: [{optimizer: [adamw], optimizer.lr: [0.1]}]
+scales:
+  mini: {fixed: {model: mlp, dataset: digits, train.batch_size: 8}}
+"""
+    (run,) = write(text, "scale=mini").runs
+
+    assert run.choices["dataset"] == "digits" and "context" not in run.config["dataset"]
+    assert (run.config["model"]["width"], run.train.steps, run.train.batch_size) == (32, 5, 8)
+
+
+def test_a_scale_has_its_own_name_and_memory_and_words(write) -> None:
+    mini, whole, half = (
+        write(SCALES, *words)
+        for words in (["scale=mini"], [], ["scale=choice(mini)", "model.width=8"])
+    )
+
+    assert (mini.name, mini.grows_as, mini.words) == ("x-mini", "x-mini", "x scale=mini")
+    assert (whole.name, whole.grows_as, whole.words) == ("x", "x", "x")
+    assert mini.command == "sweeps=x scale=mini" and mini.settings.tracking.group == "x-mini"
+    assert half.name.startswith("x-mini-") and half.grows_as == "x-mini"
+    assert half.command == "sweeps=x scale=mini model.width=8"
+
+
+def test_what_a_scale_was_extended_by_is_not_the_files(write, tmp_path: Path) -> None:
+    text = SCALES.replace("scales:", "extend: {}\nscales:")
+    runs = f"runtime.runs={tmp_path / 'runs'}"
+    composer = Composer()
+    mini = write(text, "scale=mini_wide", runs)
+    added = Addition(curve_id(composer, mini.points[0]), "adamw", {}, (), (0.9,))
+    path = path_of(tmp_path / "runs", mini.grows_as)
+    write_extension(path, Extension((Round("extend", "", (added,)),)))
+
+    assert {run.lr for run in write(text, "scale=mini_wide", runs).runs} == {0.1, 0.2, 0.9}
+    assert {run.lr for run in write(text, runs).runs} == {0.1, 0.2}
+    assert {run.lr for run in write(text, "scale=mini", runs).runs} == {0.3}
+
+
+def test_the_paper_is_the_file_itself(write) -> None:
+    assert write(SCALES, "scale=paper") == write(SCALES)
+    assert write(GRID, "scale=paper") == write(GRID)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "expected"),
+    [
+        (SCALES, ["scale=minni"], "no scale 'minni'. Did you mean 'mini'? It has: paper, mini, "),
+        (GRID, ["scale=mini"], "sweeps/x.yaml has no scales"),
+        (SCALES, ["scale=mini,mini_wide"], "one scale of a sweep at a time"),
+        (SCALES, ["scale=mini", "scale=paper"], "scale is given 2 times"),
+        (GRID + "scales: [mini]", [], "scales must map names"),
+        (GRID + "scales: {mini: 3}", [], "scales must map names"),
+        (GRID + "scales: {paper: {seeds: 1}}", [], "'paper' is the file itself"),
+        (GRID + "scales: {mini: {seed: 1}}", [], "'mini' has the unknown key 'seed'. Did you mean"),
+        (GRID + "scales: {mini: {fixed: 1}}", [], "fixed of the scale 'mini' must map"),
+        (GRID + "scales: {mini: {grid: []}}", ["scale=mini"], "the grid is empty"),
+    ],
+)
+def test_bad_scales_are_refused(write, text: str, words: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        write(text, *words)
+
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_scale_without_a_file_is_refused() -> None:
+    with pytest.raises(ConfigError, match="name the file too"):
+        from_arguments(["scale=mini"])
+    with pytest.raises(ConfigError, match=r"sweeps/demo\.yaml has no scales"):
+        from_arguments(["sweeps=demo", "scale=mini"])
+
+
+def test_a_file_with_the_name_of_a_scale_is_refused(write, tmp_path: Path) -> None:
+    (tmp_path / "sweeps").joinpath("x-mini.yaml").write_text(GRID)
+
+    with pytest.raises(ConfigError, match="rename one of them"):
+        write(SCALES, "scale=mini")
+    assert write(SCALES).name == "x"

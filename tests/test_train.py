@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from optlab.build import batch_fingerprint, build, weights_fingerprint
-from optlab.config import TrainConfig
+from optlab.build import batch_fingerprint, build, check, weights_fingerprint
+from optlab.config import TrainConfig, compose_run
 from optlab.data.base import Batch, Data
+from optlab.errors import ConfigError
 from optlab.schedule import Constant, ConstantLinear
 from optlab.store import Record
-from optlab.train import Parts, Progress, evaluate, train
+from optlab.train import Parts, Progress, batch_loss, evaluate, train
 from support import tiny
 
+CPU = torch.device("cpu")
 CONFIG = TrainConfig(
     steps=10, batch_size=4, eval_every=4, diverged_after=100, max_weight_growth=1e4
 )
@@ -210,6 +212,84 @@ def test_what_is_drawn_later_follows_the_seed_whatever_the_initial_one() -> None
         drawn.append(torch.rand(3).tolist())
 
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def sizes_of_forward_passes(parts: Parts) -> list[int]:
+    """Filled while the model trains: the samples of each of its forward passes."""
+    sizes: list[int] = []
+    parts.model.register_forward_hook(
+        lambda module, args, out: sizes.append(len(args[0])) if module.training else None
+    )
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "sizes"), [(None, [16]), (16, [16]), (99, [16]), (5, [5, 5, 5, 1]), (8, [8, 8])]
+)
+def test_a_batch_in_pieces_takes_the_step_of_the_whole(
+    micro_batch: int | None, sizes: list[int]
+) -> None:
+    """To rounding of float32: 6 steps in another order of summation, found below 2e-7."""
+    run_, _ = tiny("optimizer=muonmax_momo")
+    whole = build(run_, torch.device("cpu"))
+    parts = build(run_, CPU, micro_batch)
+    seen = sizes_of_forward_passes(parts)
+    (expected, _), (found, _) = run(whole, run_.train), run(parts, run_.train)
+
+    assert seen == run_.train.steps * sizes
+    for a, b in zip(found, expected, strict=True):
+        assert (a.step, a.samples) == (b.step, b.samples)
+        assert a.val_loss == pytest.approx(b.val_loss, rel=1e-5)
+        assert a.train_loss == pytest.approx(b.train_loss, rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("model", ["resnet20", "vit_small"])
+def test_a_model_that_would_tell_the_pieces_of_a_batch_is_refused(model: str) -> None:
+    """Whether it is built for a run or checked before a launch."""
+    run_, _ = compose_run([f"model={model}", "train.batch_size=4", "optimizer=adamw"])
+
+    for refuse in (
+        lambda: check(run_, micro_batch=3),
+        lambda: build(run_, CPU, micro_batch=3),
+    ):
+        with pytest.raises(ConfigError, match=r"\(3 of 4 samples\).*micro_batch=null"):
+            refuse()
+    check(run_, micro_batch=4)
+
+
+def test_a_dropout_that_drops_nothing_may_be_taken_in_pieces() -> None:
+    check(compose_run(["model=vit_small", "model.dropout=0.0", "optimizer=adamw"])[0], 3)
+
+
+def test_bfloat16_is_of_the_forward_pass_alone() -> None:
+    """Weights, gradients, the optimizer's state and the loss stay float32."""
+    low, _ = tiny("optimizer=adamw", "train.precision=bfloat16")
+    parts, plain = build(low, CPU), build(tiny("optimizer=adamw")[0], CPU)
+    outputs: list[torch.dtype] = []
+    parts.model.register_forward_hook(lambda module, args, out: outputs.append(out.dtype))
+    (found, _), (expected, _) = run(parts, low.train), run(plain, low.train)
+
+    assert set(outputs) == {torch.bfloat16}  # in training and in evaluation
+    tensors = [*parts.model.parameters(), *(p.grad for p in parts.model.parameters())]
+    tensors += [v for state in parts.optimizer.state.values() for v in state.values()]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}  # type: ignore[union-attr]
+    assert batch_loss(parts, parts.data.train(0)).dtype == torch.float32
+    for a, b in zip(found, expected, strict=True):
+        assert a.val_loss != b.val_loss
+        assert a.val_loss == pytest.approx(b.val_loss, rel=2**-6)  # bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize("model", ["gpt2_tiny", "gpt_tiny"])
+def test_a_text_model_trains_in_bfloat16(model: str) -> None:
+    run_, _ = compose_run(
+        [
+            *(f"model={model}", "dataset=python_docs", "dataset.val_windows=4", "optimizer=adamw"),
+            *("train.precision=bfloat16", "train.steps=3", "train.batch_size=4"),
+        ]
+    )
+    records, progress = run_tiny(run_)
+
+    assert not progress.cause and records[-1].val_loss < records[0].val_loss
 
 
 def test_what_the_optimizer_reports_is_recorded() -> None:

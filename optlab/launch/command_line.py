@@ -26,6 +26,7 @@ from ..distributed import Ranks, check_share, ranks_from_environment
 from ..errors import ConfigError, nearest
 from ..overrides import check_option, config_loader, is_group, override_values, parse_override
 from ..paths import CONF
+from ..scale import names_scale, refuse_without_file
 from ..store import RunStore, check_writable
 from ..sweep import Sweep, load
 from .here import train_here
@@ -65,9 +66,12 @@ def _check(arguments: Sequence[str]) -> None:
                 "--cfg shows one run, so it does not go with -m; for the plan of a sweep add "
                 "hydra.launcher.dry_run=true instead."
             )
+        scale = [override for override in overrides if names_scale(override)]
+        if not any(override.startswith("sweeps=") for override in overrides):
+            refuse_without_file(scale)
         for override in overrides:
             if override.startswith("sweeps="):
-                load(override.removeprefix("sweeps="))
+                load(override.removeprefix("sweeps="), scale)
             else:
                 _check_options(override)
         sys.argv[1:] = [_as_axis(argument, overrides) for argument in arguments]
@@ -75,6 +79,7 @@ def _check(arguments: Sequence[str]) -> None:
     named = [override for override in overrides if override.startswith("sweeps=")]
     if named:
         raise ConfigError(f"{named[0]} is a set of runs: add -m (python launch.py -m {named[0]}).")
+    refuse_without_file(overrides)
     for override in overrides:
         _check_options(override)
     compose_run([override for override in overrides if not override.startswith("hydra")])
@@ -167,7 +172,7 @@ def _train_one() -> None:
     if not store.is_done(run.id):
         from ..build import check  # imports torch
 
-        check(run)
+        check(run, settings.runtime.micro_batch)
     if not ranks.leads:  # rank 0 writes and speaks
         if not store.is_done(run.id):
             _train(run, store, settings, ranks)

@@ -20,7 +20,9 @@ def launch_here(sweep: Sweep, store: RunStore, say: Say, *, dry_run: bool) -> Re
         return report
     from ..build import problems  # imports torch
 
-    refuse(problems(representatives(plan.pending)), plan.pending)
+    refuse(
+        problems(representatives(plan.pending), sweep.settings.runtime.micro_batch), plan.pending
+    )
     for number, run in enumerate(plan.pending, start=1):
         say(f"[{number}/{len(plan.pending)}] {run.name} ({run.id})")
         status, cause, disk_full = train_here(run, store, sweep.settings, say)

@@ -44,9 +44,14 @@ def prepare(
     """
     plan = make_plan(sweep, store, gpus)
     say(describe(plan))
-    if dry_run and (sentence := refusal(plan)):
-        say(f"It would be refused. {sentence}")
-    if not dry_run:
+    if dry_run:
+        from .rehearsal import rehearse  # which imports this module
+
+        if sentence := rehearse(plan.pending):
+            say(sentence)
+        if sentence := refusal(plan):
+            say(f"It would be refused. {sentence}")
+    else:
         refuse_beyond_budget(plan)
         check_writable(store.root, "runtime.runs")
         check_writable(sweep.settings.runtime.results_folder, "runtime.results")

@@ -91,11 +91,15 @@ def _size(path: Path) -> int:
 def parts(run: Run) -> str:
     """What decides how long a step takes; runs of the same parts are of one kind."""
     optimizer = {key: value for key, value in run.config["optimizer"].items() if key != "lr"}
+    if isinstance(rule := optimizer.get("step_size"), dict):
+        optimizer["step_size"] = {key: rule[key] for key in rule if key != "lower_bound"}
     return json.dumps([_task(run), optimizer], sort_keys=True)
 
 
 def _task(run: Run) -> list[Any]:
-    return [run.config["model"], run.config["dataset"], run.train.batch_size]
+    dataset = {k: value for k, value in run.config["dataset"].items() if k != "loss_lower_bound"}
+    precision = [] if run.train.precision == "float32" else [run.train.precision]
+    return [run.config["model"], dataset, run.train.batch_size, *precision]
 
 
 def paces(store: RunStore, runs: Sequence[Run]) -> dict[str, Pace]:

@@ -47,7 +47,7 @@ def _measured(run: Run, settings: Settings, steps: int) -> Measure:
     from ..train import Progress, train
 
     torch.set_num_threads(settings.runtime.threads)
-    built = build(run, choose_device(settings.runtime.device))
+    built = build(run, choose_device(settings.runtime.device), settings.runtime.micro_batch)
     endless = replace(run.train, steps=_FAR, eval_every=_FAR)
     # As if step 0 had been evaluated: an evaluation may take longer than all the steps here.
     progress = Progress(records=1, initial_loss=math.inf, initial_norm=1.0)

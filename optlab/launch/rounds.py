@@ -263,7 +263,7 @@ def remember(sweep: Sweep, store: RunStore, proposal: Proposal) -> Round:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     added = Round(proposal.kind, now, proposal.additions)
     extension = remembered(sweep, store)
-    write(path_of(store.root, sweep.file), Extension((*extension.rounds, added)))
+    write(path_of(store.root, sweep.grows_as), Extension((*extension.rounds, added)))
     return added
 
 
@@ -278,7 +278,7 @@ def remembered(sweep: Sweep, store: RunStore) -> Extension:
             f"Only the sweeps of files grow, and only where no override states {LR}: leave it out, "
             "or declare the sweep in sweeps/."
         )
-    return read(path_of(store.root, sweep.file))
+    return read(path_of(store.root, sweep.grows_as))
 
 
 def _added(sweep: Sweep, added: Round) -> Iterator[Run]:
@@ -354,8 +354,8 @@ def _head(sweep: Sweep, total: int, lines: Sequence[str], waiting: Sequence[Grow
         more = f" and {len(waiting) - _SHOWN} more" if len(waiting) > _SHOWN else ""
         return (
             f"Extension of {sweep.name}: {len(waiting)} of {total} curves wait for runs that are "
-            f"not done: {', '.join(names)}{more}. Run python -m optlab extend {sweep.file} when "
-            "these are done."
+            f"not done: {', '.join(names)}{more}. Run python -m optlab extend {sweep.words} "
+            "when these are done."
         )
     if not lines:
         return f"Extension of {sweep.name}: all {total} curves are settled."

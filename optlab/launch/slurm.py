@@ -241,7 +241,8 @@ def _submit(
 ) -> None:
     from ..build import problems  # imports torch
 
-    refuse(problems(representatives(plan.pending)), plan.pending)
+    micro_batch = plan.sweep.settings.runtime.micro_batch
+    refuse(problems(representatives(plan.pending), micro_batch), plan.pending)
     results = plan.sweep.settings.runtime.results_folder
     code = snapshot(ROOT, store.root.absolute() / "code", (store.root, results))
     ready = [(request, replace(batch, code=str(code))) for request, batch in batches]

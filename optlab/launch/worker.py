@@ -83,7 +83,8 @@ def work(
             return
         if isinstance(request, Check):
             with contextlib.suppress(BrokenPipeError):  # the pool has ended: so does the next recv
-                connection.send(Checked(problems(map(store.load, request.run_ids))))
+                runs, micro_batch = map(store.load, request.run_ids), settings.runtime.micro_batch
+                connection.send(Checked(problems(runs, micro_batch)))
             continue
         run_id = request.run_id
 
