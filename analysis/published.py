@@ -28,6 +28,7 @@ METHODS = {  # name in the Momo paper's records (arXiv 2305.07583) -> our option
     "momo-star": "momo_star",
     "momo-adam": "momo_adam",
     "momo-adam-star": "momo_adam_star",
+    "prox-sps": "prox_sps",
     "sgd-m": "sgd_momentum",
 }
 SCORES = {  # our column -> the published one, its mean over seeds

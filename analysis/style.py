@@ -50,6 +50,7 @@ KNOWN = {
     "signsgd": Style("SignSGD", PINK, "*", ":"),
     "ggnc": Style("GGNC", GREEN, "v", ":"),
     "momo": Style("Momo", PINK, "p", "--"),
+    "prox_sps": Style("ProxSPS", PINK, "X", "--"),
     "momo_star": Style("Momo*", PINK, "p", "-."),
     "momo_official": Style("Momo (ref.)", PINK, "p", ":"),
     "momo_adam": Style("MomoAdam", BLACK, "s", "--"),

@@ -25,6 +25,7 @@ TEXT = {"python_docs", "shakespeare"}
 SHARDS = {
     path.stem for path in (CONF / "dataset").glob("*.yaml") if "TokenShards" in path.read_text()
 }
+ARCHIVES = {"cifar10", "cifar100"}  # 170 MB each: no machine of ours has them
 SMALL = ("model.width=8", "train.batch_size=2", "train.steps=2", "train.eval_every=2")
 
 
@@ -115,7 +116,23 @@ def test_every_dataset_of_shards_composes_and_asks_for_its_preparation(
         check(run)
 
 
-@pytest.mark.parametrize("dataset", sorted(set(names("dataset")) - SHARDS))
+@pytest.mark.parametrize("dataset", sorted(ARCHIVES))
+@pytest.mark.parametrize("model", ["resnet20", "vit_small"])
+def test_every_dataset_of_archives_fits_its_models_and_asks_for_its_preparation(
+    dataset: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTLAB_DATA", str(tmp_path))
+    run, _ = compose_run([f"dataset={dataset}", f"model={model}", "optimizer=momo"])
+
+    assert outline(run)(torch.empty(2, 3, 32, 32, device="meta")).shape == (
+        2,
+        run.config["dataset"]["output_size"],
+    )
+    with pytest.raises(ConfigError, match=f"data prepare {dataset}"):
+        check(run)
+
+
+@pytest.mark.parametrize("dataset", sorted(set(names("dataset")) - SHARDS - ARCHIVES))
 def test_every_dataset_feeds_a_model(dataset: str) -> None:
     model, extra = ("mlp", [])
     if dataset in TEXT:

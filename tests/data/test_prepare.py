@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gzip
 import os
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +25,7 @@ from optlab.data.idx import FashionMnist, Mnist
 from optlab.data.prepare import CHUNK, RemoteFile, prepare
 from optlab.data.text import PythonDocs, Shakespeare
 from optlab.errors import ConfigError
+from support import environment
 
 CONTENT = bytes(range(256)) * 5000  # five chunks
 
@@ -33,6 +39,8 @@ class Server:
     cut: set[str] = field(default_factory=set)  # announced whole, sent by half
     silent: set[str] = field(default_factory=set)  # never answered
     unannounced: set[str] = field(default_factory=set)  # without a length
+    parts: bool = False  # whether it sends a file from the byte on that is asked for
+    begun: list[int] = field(default_factory=list)  # first byte of what was sent
     asked: list[str] = field(default_factory=list)
     closing: Event = field(default_factory=Event)
 
@@ -54,8 +62,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             elif name not in state.bodies:
                 self.send_error(404)
             else:
-                body = state.bodies[name]
-                self.send_response(200)
+                body, start = state.bodies[name], 0
+                if state.parts and (asked := self.headers["Range"]):
+                    start = int(asked.removeprefix("bytes=").removesuffix("-"))
+                    end = len(body) - 1
+                    body = body[start:]
+                    self.send_response(206)
+                    self.send_header("Content-Range", f"bytes {start}-{end}/{end + 1}")
+                else:
+                    self.send_response(200)
+                state.begun.append(start)
                 if name not in state.unannounced:
                     self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -301,6 +317,124 @@ def test_an_interruption_leaves_nothing(server: Server, tmp_path: Path) -> None:
         prepare("fake", Fake((remote("a", server.url("a")),)), tmp_path, interrupt)
 
     assert files_in(tmp_path) == []
+
+
+ARCHIVE, PART = "a.tar.gz", ".a.tar.gz.part"
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_an_archive_is_gone_on_with_where_the_connection_was_cut(
+    server: Server, tmp_path: Path, parts: bool
+) -> None:
+    server.bodies, server.cut, server.parts = {"a": CONTENT}, {"a"}, parts
+    with pytest.raises(ConfigError, match="cut after 640,000 of 1,280,000 bytes"):
+        attempt(tmp_path, remote(ARCHIVE, server.url("a")))
+    assert files_in(tmp_path) == [PART]
+
+    server.cut = set()
+    attempt(tmp_path, remote(ARCHIVE, server.url("a")))
+
+    assert files_in(tmp_path) == [ARCHIVE]
+    assert (tmp_path / ARCHIVE).read_bytes() == CONTENT
+    assert server.begun == [0, 640_000 if parts else 0]
+
+
+def test_an_archive_survives_a_kill_and_a_second_one(server: Server, tmp_path: Path) -> None:
+    """A real process, killed at half of what it has to get; the next one gets the other half."""
+    server.bodies, server.parts = {"a": CONTENT}, True
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "from optlab.data.prepare import RemoteFile, prepare\n"
+        "from types import SimpleNamespace\n"
+        "def die(line):\n"
+        "    if line.endswith(sys.argv[4]): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "file = RemoteFile('a.tar.gz', (sys.argv[2],), int(sys.argv[5]), sys.argv[3])\n"
+        "prepare('fake', SimpleNamespace(files=(file,)), pathlib.Path(sys.argv[1]), die)\n"
+    )
+    digest = sha256(CONTENT).hexdigest()
+    size = str(len(CONTENT))
+    for at in ("50 % of 1.3 MB", "75 % of 1.3 MB"):
+        words = [str(tmp_path), server.url("a"), digest, at, size]
+        killed = subprocess.run(
+            [sys.executable, "-c", code, *words], env=environment(), timeout=60, check=False
+        )
+        assert killed.returncode == -signal.SIGKILL
+        assert files_in(tmp_path) == [PART]
+    attempt(tmp_path, remote(ARCHIVE, server.url("a")))
+
+    assert (tmp_path / ARCHIVE).read_bytes() == CONTENT
+    assert server.begun[0] == 0 and 0 < server.begun[1] < server.begun[2]
+
+
+@pytest.mark.parametrize(
+    "part", [b"wrong" * 1000, CONTENT[:-1] + b"!", CONTENT + b"!"], ids=["cut", "whole", "longer"]
+)
+def test_a_part_that_is_no_beginning_of_the_archive_is_thrown_away(
+    server: Server, tmp_path: Path, part: bytes
+) -> None:
+    server.bodies, server.parts = {"a": CONTENT}, True
+    (tmp_path / PART).write_bytes(part)
+
+    attempt(tmp_path, remote(ARCHIVE, server.url("a")))
+
+    assert files_in(tmp_path) == [ARCHIVE]
+    assert (tmp_path / ARCHIVE).read_bytes() == CONTENT
+
+
+def test_a_part_that_is_the_whole_archive_is_not_fetched_again(
+    server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / PART).write_bytes(CONTENT)
+
+    attempt(tmp_path, remote(ARCHIVE, server.url("a")))
+
+    assert files_in(tmp_path) == [ARCHIVE] and server.asked == []
+
+
+def test_a_mirror_goes_on_with_what_the_official_place_began(
+    server: Server, tmp_path: Path
+) -> None:
+    server.bodies, server.parts = {"a": CONTENT, "b": CONTENT}, True
+    server.cut = {"a"}
+
+    attempt(tmp_path, remote(ARCHIVE, server.url("a"), server.url("b")))
+
+    assert (tmp_path / ARCHIVE).read_bytes() == CONTENT
+    assert server.begun == [0, 640_000]
+
+
+def test_a_wrong_archive_leaves_nothing(server: Server, tmp_path: Path) -> None:
+    server.bodies = {"a": CONTENT[:-1] + b"!"}
+
+    with pytest.raises(ConfigError, match="its SHA-256 is"):
+        attempt(tmp_path, remote(ARCHIVE, server.url("a")))
+
+    assert files_in(tmp_path) == []
+
+
+def test_an_archive_is_not_fetched_by_two_at_once(server: Server, tmp_path: Path) -> None:
+    server.bodies = {"a": CONTENT}
+
+    with (tmp_path / PART).open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="is being downloaded by another process"):
+            attempt(tmp_path, remote(ARCHIVE, server.url("a")))
+    attempt(tmp_path, remote(ARCHIVE, server.url("a")))
+
+    assert files_in(tmp_path) == [ARCHIVE]
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
+    server: Server, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**8))
+    server.bodies = {"a": CONTENT}
+    large = RemoteFile(ARCHIVE, (server.url("a"),), 10**9, "")
+
+    with pytest.raises(ConfigError, match=r"needs 1067 MB below .*, and 100 MB are free"):
+        attempt(tmp_path, large)
+
+    assert server.asked == [] and files_in(tmp_path) == []
 
 
 def test_a_full_disk_is_no_network_trouble(server: Server, tmp_path: Path, monkeypatch) -> None:
