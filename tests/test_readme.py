@@ -50,6 +50,7 @@ def test_there_are_commands_to_run() -> None:
     assert len(COMMANDS) > 8 and all(command.startswith("python ") for command in COMMANDS)
 
 
+@pytest.mark.timeout(1800)  # a dozen commands; a minute where nothing else runs
 def test_every_command_runs(small_clone: Path) -> None:
     """One after the other, as a reader would, in one store."""
     for command in COMMANDS:
