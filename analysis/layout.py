@@ -74,7 +74,7 @@ def legend_beside(axes: Axes, handles: Sequence[Artist]) -> None:
         handles=list(handles),
         loc="center left",
         bbox_to_anchor=(1.01, 0.5),
-        handlelength=2.6,
+        handlelength=3.8,
         ncols=-(-len(handles) // LEGEND_ROWS),
         columnspacing=1.2,
     )
@@ -111,7 +111,7 @@ class Panels:
             loc="upper center",
             bbox_to_anchor=(0.5, -below / self.height),
             ncols=min(columns, len(handles)),
-            handlelength=2.6,
+            handlelength=3.8,
             fontsize=7,
         )
 

@@ -56,7 +56,7 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
         _draw_line(axes, line, look, shift=i)
     if lines:
         scale_losses(axes, table["low"].min(), table["high"].max())
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.6)
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3.8)
     else:
         axes.text(0.5, 0.5, "no run has learned yet", transform=axes.transAxes, ha="center")
     axes.set_xlabel("step")
