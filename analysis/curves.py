@@ -128,8 +128,15 @@ def curves(runs: pd.DataFrame) -> list[Curve]:
         return []
     runs = runs.assign(setting=_settings(runs), ceiling=_ceilings(runs))
     keys = sorted(set(zip(runs["method"], runs["setting"], strict=True)))
+    units = list(runs["unit"].dropna()) if "unit" in runs else []
+    unit = str(units[0]) if units else "nats"
     found = [
-        _curve(method, setting, runs.loc[(runs["method"] == method) & (runs["setting"] == setting)])
+        _curve(
+            method,
+            setting,
+            runs.loc[(runs["method"] == method) & (runs["setting"] == setting)],
+            unit,
+        )
         for method, setting in keys
     ]
     return sorted(
@@ -164,7 +171,7 @@ def varies_within(methods: Iterable[str], values: Iterable[object]) -> np.ndarra
     return np.array([len(seen[method]) > 1 for method in methods], dtype=bool)
 
 
-def _curve(method: str, setting: str, block: pd.DataFrame) -> Curve:
+def _curve(method: str, setting: str, block: pd.DataFrame, unit: str) -> Curve:
     lr, row = np.unique(block["lr"].to_numpy(float), return_inverse=True)
     seeds, column = np.unique(block["seed"].to_numpy(), return_inverse=True)
     _check_unique(method, block)
@@ -192,7 +199,7 @@ def _curve(method: str, setting: str, block: pd.DataFrame) -> Curve:
         at_chance=grid(done & ~diverged & at_chance, False, bool),
         certified=grid(is_certified(block).to_numpy(), False, bool),
         fingerprints=_fingerprints(block, seeds),
-        unit=str(block["unit"].iloc[0]) if "unit" in block else "nats",
+        unit=unit,
     )
 
 

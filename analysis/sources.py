@@ -228,7 +228,8 @@ def _runs(raw: pd.DataFrame, source: Source, notes: list[str]) -> pd.DataFrame:
         else _as_loss(np.full(len(raw), source.initial), source)
     )
     runs["outcome"] = _outcomes(raw, runs["final_loss"], source)
-    runs["unit"] = raw["unit"].astype(str) if "unit" in raw else _unit(source)
+    of_loss = source.metric == "final_loss" and "unit" in raw
+    runs["unit"] = raw["unit"] if of_loss else _unit(source)
     chance = [column for column in ("chance_loss", "unigram_loss") if column in raw]
     for column in chance:
         runs[column] = _losses(raw, column, source)

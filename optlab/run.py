@@ -339,6 +339,7 @@ class _Attempt:
             weights_fingerprint=prints[0],
             batch_fingerprint=prints[1],
             capped_steps=capped_steps(self.store.records(self.run.id)),
+            unit=parts.data.unit,
         )
         self.lease.check()
         self._log(f"{outcome} at step {progress.step}. {progress.cause}".strip())

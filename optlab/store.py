@@ -56,17 +56,18 @@ RUN_COLUMNS = (
     "outcome",  # Status
     "cause",  # of a divergence or a failure, else ''
     "step",  # last recorded
-    "initial_loss",  # validation loss at step 0, nats
-    "final_loss",  # validation loss of the last full evaluation, nats
-    "final_train_loss",  # mean over the steps since the record before, nats
+    "initial_loss",  # validation loss at step 0
+    "final_loss",  # validation loss of the last full evaluation
+    "final_train_loss",  # mean over the steps since the record before
     "accuracy",  # of the last full evaluation
-    "chance_loss",  # of a constant prediction, nats
+    "chance_loss",  # of a constant prediction
     "at_chance",  # finished, but no better than a constant prediction
     "diverged_at",  # step
     "weights_fingerprint",  # of the initial weights
     "batch_fingerprint",  # of the first batch
     "certified_by",  # id of the run that this one, not trained, would repeat bit by bit; else ''
     "capped_steps",  # steps whose size was lr itself, the cap; NaN where no rule truncates it at lr
+    "unit",  # of the losses; none where a run has no result
 )
 RECORD_COLUMNS = (
     "run",
@@ -120,6 +121,7 @@ class Result:
     # lr would change a bit, if nothing else depends on it. Results from before it was counted have
     # no such key: a field that is added later has a default, and only such a field may be absent.
     capped_steps: int | None = None
+    unit: str = "nats"  # of the losses
 
 
 _KNOWN = {each.name for each in fields(Result)}

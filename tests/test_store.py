@@ -240,13 +240,14 @@ def test_a_damaged_result_is_a_failure_and_no_result(store: RunStore, damage: st
     assert store.runs_table([run])["cause"][0] == "result.json is damaged"
 
 
-def test_a_store_from_before_the_count_of_capped_steps_is_read(store: RunStore) -> None:
+def test_a_store_from_before_the_later_fields_is_read(store: RunStore) -> None:
     run, _ = tiny()
     store.freeze(run)
     store.append(run.id, RECORD)
     store.finish(run.id, RESULT)
     folder = store.folder(run.id)
-    for name, key in (("result.json", "capped_steps"), ("records.jsonl", "capped")):
+    since = (("result.json", "capped_steps"), ("result.json", "unit"), ("records.jsonl", "capped"))
+    for name, key in since:
         content = json.loads((folder / name).read_text())
         del content[key]
         (folder / name).write_text(json.dumps(content) + "\n")

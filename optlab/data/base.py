@@ -27,9 +27,10 @@ class Data:
 
     train: Callable[[int], Batch]  # the batch of training step 0, 1, ...: pure, so resuming is free
     val: Sequence[Batch]  # the whole validation set in fixed order; the last batch may be smaller
-    loss: Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> (), mean over targets, nats
+    loss: Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> (), mean over targets
     metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]]  # as ``loss``; more is better
-    chance_loss: float  # nats: the best that a constant prediction reaches on training targets
+    chance_loss: float  # the best that a constant prediction reaches on training targets
+    unit: str = "nats"  # of the losses
 
 
 class Dataset(Protocol):

@@ -62,6 +62,7 @@ class LinearRegression:
             loss=mean_squared_error,
             metrics={},
             chance_loss=targets.double().var(correction=0).item(),
+            unit="MSE",
         )
 
 

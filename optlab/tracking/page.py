@@ -57,7 +57,7 @@ def specification(scale: Literal["log", "linear"]) -> dict[str, Any]:
             {
                 "mark": {"type": "area", "opacity": 0.15},
                 "encoding": {
-                    "y": {"field": "${field:low}", **loss, "title": "final validation loss (nats)"},
+                    "y": {"field": "${field:low}", **loss, "title": "final validation loss"},
                     "y2": {"field": "${field:high}"},
                 },
             },

@@ -10,8 +10,8 @@ from . import client
 from .page import FIELDS, page_id
 
 LINES = (
-    ("val_loss", "validation loss (nats)"),
-    ("train_loss", "training loss (nats)"),
+    ("val_loss", "validation loss"),
+    ("train_loss", "training loss"),
     ("step_size", "step size"),
     ("dual_norm", "dual norm of the momentum"),
     ("capped", "share of the steps at the cap"),

@@ -120,6 +120,13 @@ class TestBadInput:
         assert len(found.runs) == 2
         assert found.notes[0] == "1 rows are copies of an earlier one and count once: line 4."
 
+    def test_the_unit_is_that_of_the_losses(self, tmp_path):
+        text = "method,lr,final_loss,accuracy,unit\na,1,0.5,0.9,MSE\nb,1,0.7,0.8,\n"
+        (curve, other) = curves(read(tmp_path, text, initial=2.0).runs)
+        assert (curve.unit, other.unit) == ("MSE", "MSE")
+        of_accuracy = read(tmp_path, text, initial=0.1, metric="accuracy", higher_is_better=True)
+        assert curves(of_accuracy.runs)[0].unit == "1 - accuracy"
+
     def test_two_units_are_refused(self, tmp_path):
         text = "method,lr,final_loss,unit\na,1,0.5,nats\nb,1,0.7,bits\n"
 

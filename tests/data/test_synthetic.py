@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
+from analysis.curves import curves
+from optlab.config import compose_run
 from optlab.data.synthetic import LinearRegression, mean_squared_error, solution
 from optlab.errors import ConfigError
 from optlab.models.linear import Linear
+from optlab.run import run_one
+from optlab.stop import StopFlag
+from optlab.store import RunStore
 
 PUBLISHED = {0: 1.7607299, 1: 0.6564956, 2: 0.6791959}  # seed -> validation loss, Adam, lr 1e-4
 
@@ -73,3 +79,15 @@ def test_the_loss_is_the_mean_square_over_the_batch() -> None:
 def test_a_problem_that_cannot_be_is_refused(wrong: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"dataset.{next(iter(wrong))}"):
         problem(**wrong).load(tmp_path, seed=0, batch_size=1)
+
+
+def test_a_run_says_the_unit_of_its_losses(store: RunStore) -> None:
+    words = ["model=linear", "dataset=synthetic_small", "optimizer=adam", "train.steps=1"]
+    run, settings = compose_run([*words, "tracking.mode=off"])
+    store.freeze(run)
+    run_one(run.id, store, settings, stop=StopFlag(), report=lambda record: None)
+    other, _ = compose_run([*words, "seed=1"])
+
+    table = store.runs_table([run, other])
+    assert table["unit"][0] == "MSE" and pd.isna(table["unit"][1])
+    assert [curve.unit for curve in curves(table)] == ["MSE"]
