@@ -240,9 +240,7 @@ seeds: 2
 """
 
 
-def test_a_launch_goes_on_with_the_second_stage_and_shows_it(
-    command: Command, clone: Path
-) -> None:
+def test_a_launch_goes_on_with_the_second_stage_and_shows_it(command: Command, clone: Path) -> None:
     """Real runs in real processes; then the same command again, and what looks at the sweep."""
     (clone / "sweeps" / "x.yaml").write_text(REAL)
     words = ("sweeps=x", "tracking.mode=off", "hydra/launcher=here")
