@@ -76,7 +76,7 @@ def html(
         robustness=_robustness(study),
         facts=list(_facts(metas)),
         runs=list(_runs(study, out, runs_folder)),
-        has_settings=any(curve.setting for curve in study.curves),
+        has_settings=any(curve.setting for curve in (*study.curves, *study.second)),
         outcomes=sorted(set(_states(study.runs))),
     )
     return text.encode()

@@ -46,7 +46,7 @@ def _line(each: Slice) -> str:
     lr = lr_text(each.curves[0].lr[0])
     head = f"  {each.label}, lr {lr}: {each.key}"
     lacking = sum(int(curve.planned[0] - curve.n[0]) for curve in each.curves)
-    holes = f"; {lacking} runs lacking" if lacking else ""
+    holes = f"; {lacking} run{'s' if lacking > 1 else ''} lacking" if lacking else ""
     if np.isnan(losses).all():
         return f"{head} has no results yet{holes}."
     i = int(np.nanargmin(losses))
