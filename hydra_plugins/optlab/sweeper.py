@@ -81,7 +81,7 @@ def _what_next(sweep: Sweep, waiting: int) -> str:
     """What to type once a detached launch has been submitted."""
     words = shown(sweep.command)
     grow = f"; to extend it then: python -m optlab extend {words}" if sweep.extend else ""
-    if sweep.in_stages:
+    if sweep.in_stages and not sweep.second:
         grow = f"; to go on with its second stage then: python -m optlab extend {words}"
     return (
         f"{waiting} runs are queued or running. Watch: python -m optlab status {words}; tables and "
