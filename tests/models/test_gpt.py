@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
 
+from optlab.build import part
+from optlab.config import compose_run
 from optlab.errors import ConfigError
 from optlab.models.gpt import GPT, Attention, Block, Perceptron, rotary, rotated, swiglu_hidden
 from optlab.optim.roles import param_groups
@@ -351,16 +353,36 @@ def test_perceptrons_are_their_formulas(mlp: Any) -> None:
     torch.testing.assert_close(perceptron(x), hidden @ w["down.weight"].T)
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_split_attention_is_fused_attention_with_the_rows_of_its_matrix(positions: str) -> None:
-    fused, split = loud(small(positions=positions)), small(positions=positions, qkv="split")
+def fused_and_split(**form: Any) -> tuple[GPT, GPT]:
+    """Two models with the same weights."""
+    fused, split = loud(small(**form)), small(**form, qkv="split")
     state = fused.state_dict()
     for name in [name for name in state if "qkv" in name]:
-        for part, rows in zip("qkv", state.pop(name).chunk(3), strict=True):
-            state[name.replace("qkv", part)] = rows
+        for letter, rows in zip("qkv", state.pop(name).chunk(3), strict=True):
+            state[name.replace("qkv", letter)] = rows
     split.load_state_dict(state)
+    return fused, split
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_split_attention_is_fused_attention_with_the_rows_of_its_matrix(positions: str) -> None:
+    fused, split = fused_and_split(positions=positions)
 
     torch.testing.assert_close(split(some_tokens()), fused(some_tokens()))
+
+
+def test_a_spectral_step_takes_split_matrices_one_by_one() -> None:
+    """And so it steps elsewhere than from the fused matrix, which has one polar factor."""
+    make = part(compose_run(["optimizer=muon_adam"])[0], "optimizer")
+    models = fused_and_split()
+    for model in models:
+        optimizer = make(param_groups(model))
+        model(some_tokens()).square().mean().backward()
+        optimizer.step()
+    attentions = [model.blocks[0].attn for model in models]
+    fused, split = attentions[0].qkv.weight, attentions[1].q.weight  # type: ignore[union-attr]
+
+    assert not torch.allclose(fused[: len(split)], split)  # type: ignore[index, arg-type]
 
 
 def test_an_untied_head_with_the_embeddings_weights_is_the_tied_one() -> None:
