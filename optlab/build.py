@@ -17,6 +17,7 @@ from .compiled import compile_model
 from .config import Run
 from .data.base import Batch, Data, data_folder
 from .errors import ConfigError, nearest
+from .models.initial import initialize
 from .optim.roles import param_groups
 from .overrides import check_option
 from .paths import CONF
@@ -59,12 +60,12 @@ def _drawn(run: Run) -> nn.Module:
 
     What is drawn later (dropout) follows from the run's seed, as does the order of the batches.
     """
-    if run.train.init_seed is None:
+    options = run.train
+    torch.manual_seed(run.seed if options.init_seed is None else options.init_seed)
+    model: nn.Module = part(run, "model")
+    initialize(model, options.init)
+    if options.init_seed is not None:
         torch.manual_seed(run.seed)
-        return part(run, "model")
-    torch.manual_seed(run.train.init_seed)
-    model = part(run, "model")
-    torch.manual_seed(run.seed)
     return model
 
 
