@@ -189,6 +189,7 @@ def test_rows_are_joined_into_documents_by_their_opening(tmp_path: Path) -> None
 
     for skip in range(4):
         assert list(tokenize.documents(source, None, skip)) == whole[skip:]
+    assert list(tokenize._joined(iter([" = One = ", "a"]), " = [^=]")) == [" = One = a"]
 
 
 def test_manifests_without_the_later_keys_of_a_source_are_still_good(folder: Path) -> None:
