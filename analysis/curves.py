@@ -113,6 +113,8 @@ class Study:
     # what a usable learning rate may lose, as in ``robustness.width``
     q: float = 0.05
     level: Literal["drop", "relative", "absolute"] = "drop"
+    second: Sequence[Curve] = ()  # of the second stage: no curves over lr, one point each
+    second_axes: Sequence[str] = ()  # what the second stage varies
 
 
 def curves(runs: pd.DataFrame) -> list[Curve]:

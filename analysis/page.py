@@ -76,7 +76,7 @@ def html(
         robustness=_robustness(study),
         facts=list(_facts(metas)),
         runs=list(_runs(study, out, runs_folder)),
-        has_settings=any(curve.setting for curve in study.curves),
+        has_settings=any(curve.setting for curve in (*study.curves, *study.second)),
         outcomes=sorted(set(_states(study.runs))),
     )
     return text.encode()
@@ -140,7 +140,8 @@ def _states(runs: pd.DataFrame) -> list[str]:
 
 def _runs(study: Study, out: Path, folder: Path | None) -> Iterator[dict[str, Any]]:
     """One row per run, its links relative to ``out``."""
-    setting = {run: curve.setting for curve in study.curves for run in curve.run.flat if run != ""}
+    curves = (*study.second, *study.curves)
+    setting = {run: curve.setting for curve in curves for run in curve.run.flat if run != ""}
     seconds = _seconds(study.records)
     for row, state in zip(study.runs.to_dict("records"), _states(study.runs), strict=True):
         run = str(row["run"])

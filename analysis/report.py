@@ -21,6 +21,8 @@ from .curves import Curve, Study, curves, is_certified, is_diverged, is_done
 from .drawing import draw_all
 from .outcomes import Final, with_final
 from .robustness import Optimum, best, usable_width
+from .stages import Stages, split
+from .stages import text as second_text
 from .tables import lr_text
 
 WRAP = 100  # columns of a terminal
@@ -43,6 +45,7 @@ def analyse(
     width: Usable = USABLE,
     runs_folder: Path | None = None,
     extension: str = "",
+    stages: Stages | None = None,
 ) -> str:
     """Write the figures and the robustness table of a sweep into ``out``; return what to print.
 
@@ -54,15 +57,17 @@ def analyse(
     methods to say all differences of. ``final``: which number of a run is its final metric.
     ``notes``: sentences to begin with. ``width``: what a usable learning rate may lose.
     ``runs_folder``: the run store, which the page links to. ``extension``: as for
-    ``certificate``. Raises ConfigError for an unknown figure, a table of runs that cannot be read
-    as curves, or a folder that cannot be written.
+    ``certificate``. ``stages``: of a sweep in two. Raises ConfigError for an unknown figure, a
+    table of runs that cannot be read as curves, or a folder that cannot be written.
     """
     chosen = list(figures) or ["lr_sensitivity"]
     for figure in chosen:
         drawings.find(figure)
     checks.check_units(runs)
     runs = with_final(runs, records, final)
-    study = Study(name, runs, records, curves(runs), width.q, width.level)
+    first, second = split(runs, stages)
+    axes = stages.axes if stages else ()
+    study = Study(name, runs, records, curves(first), width.q, width.level, second, axes)
     launch = f"python launch.py -m {command or f'sweeps={name}'}" if launches else ""
     parts = [_noted(coverage(study, launch), [*notes, *checks.notes(runs, study.curves)])]
     if compare:
@@ -70,6 +75,8 @@ def analyse(
     if study.curves:
         _write_tables(study.curves, out, width)
         parts.append(tables.text(study.curves, width))
+    if second:
+        parts.append("\n".join(map(_wrapped, second_text(second, axes))))
     if not is_done(runs).any():
         hint = f" To launch it: {launch}" if launch else ""
         words = {"Coverage": parts[0]}
@@ -130,7 +137,8 @@ def coverage(study: Study, launch: str) -> str:
         f"{', '.join(unfinished)}{f', {drawn.sum()} certified' if drawn.any() else ''}."
     )
     lines = [head, *_failures(runs), *_non_finite(runs)]
-    holes = [_holes(curve) for curve in study.curves if not curve.done[curve.run != ""].all()]
+    every = [*study.curves, *study.second]
+    holes = [_holes(curve) for curve in every if not curve.done[curve.run != ""].all()]
     if holes and done:
         lines += [*holes, *([f"Launch again to fill the holes: {launch}"] if launch else [])]
     return "\n".join(lines)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from optlab.config import Settings
 from optlab.errors import ConfigError
-from optlab.extension import path_of
+from optlab.extension import path_of, without_lr
 from optlab.extension import read as read_extension
 from optlab.store import RunStore
 from optlab.sweep import Sweep
@@ -20,12 +21,14 @@ from .curves import varies_within
 from .export import write
 from .report import analyse
 from .sources import Source, read
+from .stages import Stages
 
 # what the table of runs says by itself, or what a curve runs over
 IN_TABLE = frozenset(
     {"optimizer", "optimizer.lr", "seed", "train.steps"}
     | {"model", "dataset", "optimizer/norms", "schedule"}
 )
+COLUMN_OF = {"optimizer/norms": "norms", "train.steps": "steps"}  # as that table names them
 
 
 def analyse_sweep(
@@ -58,7 +61,7 @@ def analyse_sweep(
         records,
         name=sweep.name,
         out=folder,
-        figures=sweep.figures,
+        figures=_figures(sweep),
         command=sweep.command,
         runs_folder=runtime.runs_folder,
         compare=compare,
@@ -66,7 +69,54 @@ def analyse_sweep(
         width=usable(width),
         notes=notes,
         extension=_extension(sweep, store),
+        stages=stages(sweep),
     )
+
+
+def first_stage(sweep: Sweep) -> Sweep:
+    """The sweep without the runs that its second stage alone has."""
+    kept = [
+        (run, point)
+        for run, point in zip(sweep.runs, sweep.points, strict=True)
+        if run.id in sweep.first_ids
+    ]
+    return replace(
+        sweep, runs=tuple(run for run, _ in kept), points=tuple(point for _, point in kept)
+    )
+
+
+def stages(sweep: Sweep) -> Stages | None:
+    """Which runs of a sweep belong to which stage; None for a sweep of one."""
+    if not sweep.second:
+        return None
+    of_curve = {
+        _key(without_lr(point)): word
+        for point, word in zip(sweep.points, settings(sweep), strict=False)
+    }
+    axes = dict.fromkeys(key for each in sweep.second for key in each.axes)
+    return Stages(
+        first=sweep.first_ids,
+        second={
+            each.run.id: " ".join(
+                [
+                    of_curve.get(_key(each.curve), ""),
+                    *(f"{k}={_word(v)}" for k, v in each.axes.items() if k not in IN_TABLE),
+                ]
+            ).strip()
+            for each in sweep.second
+        },
+        axes=[COLUMN_OF.get(key, key) for key in axes],
+    )
+
+
+def _key(point: Mapping[str, object]) -> str:
+    return repr(sorted(point.items(), key=lambda item: item[0]))
+
+
+def _figures(sweep: Sweep) -> Sequence[str]:
+    """The figures that a sweep names, and that of its second stage."""
+    own = ["second_stage"] if sweep.second and "second_stage" not in sweep.figures else []
+    return [*sweep.figures, *own]
 
 
 def analyse_csv(
@@ -137,7 +187,8 @@ def _extension(sweep: Sweep, store: RunStore) -> str:
     """How the grids of a sweep have grown, and what lets them grow further."""
     if not sweep.file:
         return ""
-    past = read_extension(path_of(store.root, sweep.grows_as)).rounds
+    every = read_extension(path_of(store.root, sweep.grows_as)).rounds
+    past = [each for each in every if each.kind != "then"]
     spent = f"after {len(past)} rounds of extension" if past else "and the grids were not extended"
     return f"That is so {spent}; to go on: python -m optlab extend {sweep.words} --rounds 1"
 
@@ -145,10 +196,16 @@ def _extension(sweep: Sweep, store: RunStore) -> str:
 def settings(sweep: Sweep) -> Sequence[str]:
     """For each run, its values of those axes that vary within its method: 'model.width=64'.
 
-    In the order of the table: the sweep's runs, then the certified ones.
+    In the order of the table: the sweep's runs, then the certified ones. What its second stage
+    varies is left out.
     """
     methods = [run.method for run in (*sweep.runs, *(each.run for each in sweep.certified))]
-    points = (*sweep.points, *sweep.certified_points)
+    second = {each.run.id: each.curve for each in sweep.second}
+    own = [
+        point if run.id in sweep.first_ids else second[run.id]
+        for run, point in zip(sweep.runs, sweep.points, strict=True)
+    ]
+    points = (*own, *sweep.certified_points)
     words = [""] * len(methods)
     for key in sorted({key for point in points for key in point} - IN_TABLE):
         values = [_word(point.get(key, "")) for point in points]

@@ -21,11 +21,12 @@ from optlab.tracking.publish import is_empty
 
 from . import figures, style, tables
 from .curves import Study, curves, is_done
-from .sweeps import settings
+from .sweeps import first_stage, settings
 
 
 def page(sweep: Sweep) -> Page:
-    """What the page of a sweep shows, as far as its runs exist."""
+    """What the page of a sweep shows, as far as its runs exist: of two stages, the first."""
+    sweep = first_stage(sweep)
     store = RunStore(sweep.settings.runtime.runs_folder)
     words = settings(sweep)
     runs = store.runs_table(sweep.runs, sweep.certified).assign(setting=words)

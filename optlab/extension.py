@@ -33,13 +33,14 @@ class Addition:
     lr: tuple[float, ...] = ()  # to be run with every seed
     certified: tuple[float, ...] = ()  # not to be run: they repeat the runs at ``by``
     by: float | None = None  # learning rate
+    then: float | None = None  # learning rate at which the curve's second stage is run
 
 
 @dataclass(frozen=True)
 class Round:
     """One round of extension."""
 
-    kind: str  # extend, refine
+    kind: str  # extend, refine, then
     time: str  # ISO
     additions: tuple[Addition, ...]
 
@@ -65,6 +66,11 @@ class Extension:
     def lr(self, curve: str) -> list[float]:
         """The learning rates that were added to a curve, ascending."""
         return sorted({lr for each in self.of(curve) for lr in each.lr})
+
+    def then(self, curve: str) -> float | None:
+        """The learning rate of a curve's second stage; the last that was chosen counts."""
+        chosen = [each.then for each in self.of(curve) if each.then is not None]
+        return chosen[-1] if chosen else None
 
     def certified(self, curve: str) -> dict[float, float]:
         """The certified learning rates of a curve, each with that of the runs that it repeats."""
@@ -117,7 +123,11 @@ def _round(content: Mapping[str, Any]) -> Round:
 
 
 def _addition(content: Mapping[str, Any]) -> Addition:
-    numbers = {name: tuple(float(lr) for lr in content[name]) for name in ("lr", "certified")}
+    numbers: dict[str, Any] = {
+        name: tuple(float(lr) for lr in content[name]) for name in ("lr", "certified")
+    }
+    then = content.get("then")
+    numbers["then"] = None if then is None else float(then)
     return Addition(**{**content, **numbers, "why": tuple(content["why"])})
 
 

@@ -2,6 +2,7 @@
 
 ``fixed`` overrides hold for every run; ``grid`` is a list of blocks, each the product of its axes,
 and the sweep is the union of the blocks; every point is run with every one of the ``seeds``.
+``then`` states the axes of a second stage, which each curve is given at its best learning rate.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .certify import Certified
 from .config import OUTSIDE_ID, Composer, Run, Settings
 from .errors import ConfigError, nearest
 from .extend import Extend, grid_point, parse_extend
-from .extension import LR, CurveIds, overrides_of
+from .extension import LR, CurveIds, overrides_of, without_lr
 from .overrides import check_option, is_group, override_values, parse_override, unique
 from .paths import ROOT
 from .resources import Request, check_keys
@@ -34,15 +35,27 @@ from .scale import split as split_scale
 
 DEFAULT = "demo"
 FIGURES = ROOT / "analysis" / "figures"
-_SCALE_KEYS = ("fixed", "grid", "seeds", "figures", "resources", "budget", "extend")
+_SCALE_KEYS = ("fixed", "grid", "seeds", "figures", "resources", "budget", "extend", "then")
 _KEYS = (*_SCALE_KEYS, "scales")
 _RESOURCES = "resources"  # of a block; travels as an axis of one value, which is no override
+_THEN = "then"  # of a block: the axes of its second stage; travels likewise
+_STAGE = "stage"  # of a block of the second stage: what its curve shares, and its axes
+_BESIDE = (_RESOURCES, _THEN, _STAGE)  # no overrides
 _GPU_HOURS = "budget.gpu_hours"  # as an override; says nothing about the runs
 _LOG_KEYS = ("log10", "per_decade")
 _BY = "by"  # of a certified point: the learning rate of the run that it repeats; no override
 
 Axes = dict[str, list[Any]]  # override key -> values; the product of the axes is a block of runs
 Point = dict[str, Any]  # override key -> value
+
+
+@dataclass(frozen=True)
+class Second:
+    """A run of the second stage; the first stage may have it too."""
+
+    run: Run
+    curve: Point  # what its curve of the first stage shares, learning rate and seed aside
+    axes: Point  # what the second stage varies
 
 
 @dataclass(frozen=True)
@@ -64,11 +77,19 @@ class Sweep:
     certified: tuple[Certified, ...] = ()  # not among ``runs``: need not be trained
     certified_points: tuple[Point, ...] = ()  # parallel to ``certified``
     only: frozenset[str] | None = None  # ids of the runs that a launch may start; None: all
+    then: tuple[Axes, ...] = ()  # axes of the second stage, parallel to ``runs``; {} for none
+    second: tuple[Second, ...] = ()  # as far as its learning rates are chosen; among ``runs``
+    first_ids: frozenset[str] = frozenset()  # of the runs of the first stage
 
     @property
     def grows_as(self) -> str:
         """The name under which the store remembers how the sweep has grown."""
         return _scaled_name(self.file, self.scale)
+
+    @property
+    def in_stages(self) -> bool:
+        """Whether some of its curves have a second stage."""
+        return any(self.then)
 
     @property
     def words(self) -> str:
@@ -108,45 +129,78 @@ def load(name: str, overrides: Sequence[str] = ()) -> Sweep:
 
     composer = Composer()
     scaled_name = _scaled_name(name, scale)
-    added, certified = _extension(scaled_name, blocks, changes, outside, composer)
+    if LR in changes:
+        blocks = [{key: block[key] for key in block if key != _THEN} for block in blocks]
+    _check_second(blocks, composer, f"sweeps/{name}.yaml")
+    added, certified, second = _extension(scaled_name, blocks, changes, outside, composer)
     where, figures = f"sweeps/{name}.yaml", declared.figures
-    all_blocks, outside = [*blocks, *added], {_GPU_HOURS: declared.budget, **outside}
+    all_blocks, outside = [*blocks, *added, *second], {_GPU_HOURS: declared.budget, **outside}
     suffixed = _suffixed(scaled_name, changes)
     sweep = _compose(suffixed, command, where, all_blocks, figures, outside, composer)
     if LR in changes:
         return sweep
     sweep = replace(sweep, file=name, scale=scale, extend=declared.extend)
+    sweep = _with_stages(sweep)
     return _with_certified(sweep, composer, certified, sum(len(_product(block)) for block in added))
 
 
 def _extension(
     name: str, blocks: list[Axes], changes: Axes, outside: Point, composer: Composer
-) -> tuple[list[Axes], list[Point]]:
-    """Blocks of what the sweep was extended by, and the points that are certified.
+) -> tuple[list[Axes], list[Point], list[Axes]]:
+    """Blocks of what the sweep was extended by, the points that are certified, the second stage.
 
     Of its own curves: what was added to others, under other overrides, is not this sweep's.
     """
     _, settings = composer.run({k: v for k, v in outside.items() if k != _GPU_HOURS})
     extension = extensions.read(extensions.path_of(settings.runtime.runs_folder, name))
     if not extension.rounds or LR in changes:
-        return [], []
+        return [], [], []
     curve_id = CurveIds(composer)
     added: list[Axes] = []
     certified: list[Point] = []
+    second: list[Axes] = []
     for block in [block for block in blocks if LR in block]:
         for curve in _product({**block, LR: [None], "seed": [None]}):
-            of_curve = curve_id(_without_resources(curve))
+            of_curve = curve_id(_overrides(curve))
             axes = {**{key: [value] for key, value in curve.items()}, "seed": block["seed"]}
             lr = [lr for lr in extension.lr(of_curve) if lr not in block[LR]]
             added += [{**axes, LR: lr}] if lr else []
             for lr, by in extension.certified(of_curve).items():
-                points = map(_without_resources, _product({**axes, LR: [lr]}))
+                points = map(_overrides, _product({**axes, LR: [lr]}))
                 certified += [{**point, _BY: by} for point in points]
-    return added, certified
+            chosen, then = extension.then(of_curve), curve.get(_THEN)
+            if chosen is not None and then:
+                first = {key: axes[key] for key in axes if key != _THEN}
+                stage = (without_lr(_overrides(curve)), tuple(then))
+                second.append({**first, LR: [chosen], **then, _STAGE: [stage]})
+    return added, certified, second
 
 
-def _without_resources(point: Point) -> Point:
-    return {key: value for key, value in point.items() if key != _RESOURCES}
+def _overrides(point: Point) -> Point:
+    return {key: value for key, value in point.items() if key not in _BESIDE}
+
+
+def _check_second(blocks: list[Axes], composer: Composer, where: str) -> None:
+    """Refuse a second stage that cannot be composed before the first one has started."""
+    for block in blocks:
+        first = next(iter(_product(block)))
+        for axes in _product(first.get(_THEN, {})) if _THEN in first else []:
+            try:
+                composer.run({**_overrides(first), **axes})
+            except ConfigError as error:
+                raise ConfigError(f"{where}, under {_THEN}: {error}") from error
+
+
+def _with_stages(sweep: Sweep) -> Sweep:
+    """The sweep with a note on its second stage."""
+    if not sweep.in_stages:
+        return sweep
+    keys = ", ".join(dict.fromkeys(key for axes in sweep.then for key in axes))
+    count = len(sweep.runs) - len(sweep.first_ids)
+    note = f"A second stage, over {keys}, follows at the best learning rate of each curve."
+    if sweep.second:
+        note = f"{count} of its runs are a second stage, over {keys}, at the best learning rates."
+    return replace(sweep, notes=(*sweep.notes, note))
 
 
 def _with_certified(sweep: Sweep, composer: Composer, points: list[Point], added: int) -> Sweep:
@@ -236,7 +290,13 @@ def _declared(path: Path, scale: str) -> _Declared:
     if not grid:
         raise ConfigError(f"{where}: the grid is empty. State at least one block under 'grid'.")
     shared = _resources(content.get(_RESOURCES), where)
-    blocks = [{**fixed, **_axes(block, where, shared), **seeds} for block in grid]
+    then = _then(content.get(_THEN), where)
+    blocks = [{**fixed, **_axes(block, where, shared, then), **seeds} for block in grid]
+    if any(_THEN in block and LR not in block for block in blocks):
+        raise ConfigError(
+            f"{where}: a second stage ('{_THEN}') follows at the best learning rate, so its block "
+            f"needs the axis '{LR}'."
+        )
     extend = None if content.get("extend") is None else parse_extend(content["extend"], where)
     if extend and not any(LR in block for block in blocks):
         raise ConfigError(f"{where}: extend has nothing to extend: no block has the axis '{LR}'.")
@@ -288,18 +348,39 @@ def _resources(value: Any, where: str) -> Request:
     return value
 
 
-def _axes(block: Any, where: str, shared: Request) -> Axes:
+def _then(value: Any, where: str) -> Axes:
+    """The axes of a second stage; none where nothing is stated."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not value:
+        raise ConfigError(
+            f"{where}: {_THEN} must map the axes of the second stage to values, such as "
+            f"{{optimizer.norms.matrix.scale: [1, 4]}}, not {value!r}."
+        )
+    for key in map(str, value):
+        if key in (LR, "seed", "optimizer"):
+            raise ConfigError(
+                f"{where}: {key} is no axis of a second stage, which has one method, the best "
+                "learning rate of its curve and all seeds."
+            )
+        _refuse_setting(key, where)
+    return {str(key): _values(str(key), values, where) for key, values in value.items()}
+
+
+def _axes(block: Any, where: str, shared: Request, then: Axes) -> Axes:
     if not isinstance(block, dict) or not block:
         raise ConfigError(
             f"{where}: the grid has a block without axes ({block!r}); state some, such as "
             "'optimizer: [adamw]' and 'optimizer.lr: {log10: [-4, 0], per_decade: 2}'."
         )
     asked = {**shared, **_resources(block.get(_RESOURCES), where)}
-    axes = {str(key): value for key, value in block.items() if key != _RESOURCES}
+    second = _then(block[_THEN], where) if _THEN in block else then
+    axes = {str(key): value for key, value in block.items() if key not in (_RESOURCES, _THEN)}
     for key in axes:
         _refuse_setting(key, where)
     values = {key: _values(key, value, where) for key, value in axes.items()}
-    return {**values, _RESOURCES: [asked]} if asked else values
+    beside = {_RESOURCES: [asked] if asked else [], _THEN: [second] if second else []}
+    return {**values, **{key: value for key, value in beside.items() if value}}
 
 
 def _refuse_setting(key: str, where: str) -> None:
@@ -372,8 +453,16 @@ def _changed(blocks: list[Axes], changes: Axes, where: str) -> list[Axes]:
                 _check_selected(key, value, blocks, where)
             blocks = [selected for block in blocks if (selected := _select(block, key, values))]
         else:
-            blocks = [{**block, key: values} for block in blocks]
+            blocks = [_replaced(block, key, values) for block in blocks]
     return blocks
+
+
+def _replaced(block: Axes, key: str, values: list[Any]) -> Axes:
+    """The block with the values of one axis, which may be one of its second stage."""
+    (then,) = block.get(_THEN, [{}])
+    if key in then:
+        return {**block, _THEN: [{**then, key: values}]}
+    return {**block, key: values}
 
 
 def _select(block: Axes, key: str, values: list[Any]) -> Axes | None:
@@ -424,15 +513,20 @@ def _compose(
     budget = _gpu_hours(outside.pop(_GPU_HOURS, None), "The command line")
     problems: Counter[str] = Counter()
     twins: Counter[tuple[str, str]] = Counter()
-    runs: dict[str, tuple[Run, Point, Settings, Request]] = {}
+    runs: dict[str, tuple[Run, Point, Settings, Request, Axes, bool]] = {}
+    second: dict[str, Second] = {}
     for point in points:
-        asked = point.pop(_RESOURCES, {})
+        asked, then = point.pop(_RESOURCES, {}), point.pop(_THEN, {})
+        stage = point.pop(_STAGE, None)
         try:
             run, settings = composer.run({**point, **outside})
         except ConfigError as error:
             problems[str(error)] += 1
         else:
-            item = (run, point, settings, {**settings.resources, **asked})
+            item = (run, point, settings, {**settings.resources, **asked}, then, stage is None)
+            if stage is not None:
+                curve, keys = stage
+                second[run.id] = Second(run, curve, {key: point[key] for key in keys})
             first, *_ = runs.setdefault(run.id, item)
             if first.choices != run.choices:
                 twins[_options(first), _options(run)] += 1
@@ -452,8 +546,11 @@ def _compose(
             f"stand once, as {first}."
             for (first, other), count in twins.items()
         ),
-        tuple(asked for *_, asked in ordered),
+        tuple(asked for _, _, _, asked, _, _ in ordered),
         budget,
+        then=tuple(then for *_, then, _ in ordered),
+        second=tuple(second[run.id] for run, *_ in ordered if run.id in second),
+        first_ids=frozenset(run.id for run, *_, first in ordered if first),
     )
 
 

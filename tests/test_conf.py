@@ -200,7 +200,7 @@ def test_the_variants_are_eighteen_and_as_many_truncated(scale: str) -> None:
         }
 
 
-@pytest.mark.parametrize("sweep", ["tuned", "lower_bound", "stale", "clipping"])
+@pytest.mark.parametrize("sweep", ["tuned", "lower_bound", "stale", "clipping", "ratio"])
 @pytest.mark.parametrize("scale", ["mini", "mini_mlp"])
 def test_small_forms_share_runs(sweep: str, scale: str) -> None:
     """What is trained for one is not trained again for another."""

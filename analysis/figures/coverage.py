@@ -50,7 +50,7 @@ class _Cell:
 
 def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     """A cell per point of the sweep, in it a box per seed that says how its run stands."""
-    curves = study.curves
+    curves = [*study.curves, *study.second]
     if not curves:
         raise CannotDraw("the sweep has no runs, so there is nothing to draw")
     if len(curves) > MOST:
@@ -64,7 +64,7 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     for curve, row in zip(curves, cells, strict=True):
         _draw_row(axes, curve, row, len(lrs))
     _draw_boxes(axes, [cell for row in cells for cell in row])
-    _frame(axes, study, lrs)
+    _frame(axes, study, curves, lrs)
     return figure, _table(curves, cells)
 
 
@@ -113,11 +113,11 @@ def _paint(state: str) -> dict[str, Any]:
     return {"facecolor": face, "hatch": hatch or None, "edgecolor": "0.55", "linewidth": 0.4}
 
 
-def _frame(axes: Axes, study: Study, lrs: np.ndarray) -> None:
+def _frame(axes: Axes, study: Study, curves: Sequence[Curve], lrs: np.ndarray) -> None:
     lr_columns(axes, lrs)
     axes.set_xlim(-0.6, len(lrs) + 0.4)
-    axes.set_ylim(len(study.curves) - 0.4, -0.6)
-    axes.set_yticks(range(len(study.curves)), [curve.label for curve in study.curves])
+    axes.set_ylim(len(curves) - 0.4, -0.6)
+    axes.set_yticks(range(len(curves)), [curve.label for curve in curves])
     axes.tick_params(length=0, labelsize=7)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_xlabel("learning rate")

@@ -48,7 +48,8 @@ class OptlabSweeper(Sweeper):
         report = Report() if self._extend else launcher.launch_sweep(sweep, store)
         if launcher.dry_run:
             return
-        if self._extend or (sweep.extend and report.ok and not report.waiting):
+        grows = sweep.extend or sweep.in_stages
+        if self._extend or (grows and report.ok and not report.waiting):
             report = extend_rounds(
                 lambda: from_arguments(arguments),
                 store,
@@ -80,6 +81,8 @@ def _what_next(sweep: Sweep, waiting: int) -> str:
     """What to type once a detached launch has been submitted."""
     words = shown(sweep.command)
     grow = f"; to extend it then: python -m optlab extend {words}" if sweep.extend else ""
+    if sweep.in_stages and not sweep.second:
+        grow = f"; to go on with its second stage then: python -m optlab extend {words}"
     return (
         f"{waiting} runs are queued or running. Watch: python -m optlab status {words}; tables and "
         f"figures: python -m analysis {words}{grow}."

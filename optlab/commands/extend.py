@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-HELP = "run the learning rates that a sweep's results ask for next"
+HELP = "run what a sweep's results ask for next: learning rates, its second stage"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _become_the_launch(args: argparse.Namespace) -> NoReturn:
     """Go on as ``launch.py``; not as its parent, for Ctrl-C must reach it alone."""
-    from ..launch.rounds import remembered
+    from ..launch.grown import remembered
     from ..paths import ROOT
     from ..store import RunStore
     from ..sweep import load
@@ -60,17 +60,21 @@ def _become_the_launch(args: argparse.Namespace) -> NoReturn:
 
 def plan(name: str, overrides: Sequence[str], *, rounds: int | None, refine: bool) -> str:
     """What the next round would run, as text; starts nothing and remembers nothing."""
-    from ..launch.rounds import propose, propose_refinement, remembered
+    from ..launch.grown import remembered
+    from ..launch.rounds import next_round, propose_refinement
+    from ..launch.second import propose_second
     from ..store import RunStore
     from ..sweep import load
 
     sweep = load(name, _of_runs(overrides))
     store = RunStore(sweep.settings.runtime.runs_folder)
     since = remembered(sweep, store) if rounds is not None else None
-    proposal = propose(sweep, store, rounds=rounds, since=since)
+    proposal = next_round(sweep, store, rounds=rounds, since=since)
     lines = list(proposal.lines)
     if refine and not proposal.additions:
         lines += propose_refinement(sweep, store).lines
+    if sweep.in_stages and not proposal.additions:
+        lines += propose_second(sweep, store).lines
     return "\n".join(lines)
 
 
