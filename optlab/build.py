@@ -13,9 +13,11 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from .compiled import compile_model
 from .config import Run
 from .data.base import Batch, Data, data_folder
 from .errors import ConfigError, nearest
+from .models.initial import initialize
 from .optim.roles import param_groups
 from .overrides import check_option
 from .paths import CONF
@@ -27,17 +29,21 @@ T = TypeVar("T")
 _DIRECTIVES = ("_target_", "_partial_", "_recursive_", "_convert_", "defaults")
 
 
-def build(run: Run, device: torch.device, micro_batch: int | None = None) -> Parts:
+def build(
+    run: Run, device: torch.device, micro_batch: int | None = None, *, compiles: bool = False
+) -> Parts:
     """The parts of a run, its weights and batches decided by its seeds alone.
 
     Raises:
         ConfigError: a YAML file has a key that its target does not take, or data are missing; the
-            model cannot take a batch in pieces of ``micro_batch``.
+            model cannot take a batch in pieces of ``micro_batch``, or not be compiled here.
     """
     check_arguments(run)
     data = load_data(run)
     model = _drawn(run).to(device)
     check_micro_batch(model, run.train.batch_size, micro_batch)
+    if compiles:
+        compile_model(model, device)
     return Parts(
         model,
         data,
@@ -54,12 +60,12 @@ def _drawn(run: Run) -> nn.Module:
 
     What is drawn later (dropout) follows from the run's seed, as does the order of the batches.
     """
-    if run.train.init_seed is None:
+    options = run.train
+    torch.manual_seed(run.seed if options.init_seed is None else options.init_seed)
+    model: nn.Module = part(run, "model")
+    initialize(model, options.init)
+    if options.init_seed is not None:
         torch.manual_seed(run.seed)
-        return part(run, "model")
-    torch.manual_seed(run.train.init_seed)
-    model = part(run, "model")
-    torch.manual_seed(run.seed)
     return model
 
 

@@ -51,6 +51,7 @@ class TrainConfig:
     max_weight_growth: float
     clip_norm: float | None = None  # global l2 norm of the gradient; None: not clipped
     init_seed: int | None = None  # of the initial weights; None: the run's seed
+    init: str = "default"  # of the weights; default: the model's own
     precision: str = "float32"  # of the forward pass and the loss
 
 
@@ -405,6 +406,7 @@ def validate(config: Mapping[str, Any], settings: Settings, choices: Mapping[str
         _coerced_or_null(
             key, example({"runtime": vars(settings.runtime), "train": vars(train)}, key)
         )
+    _check_choice("train.init", train.init, ("default", "gpt2", "orthogonal", "mup"))
     _check_choice("train.precision", train.precision, ("float32", "bfloat16"))
     _check_seed("seed", config["seed"])
     if train.init_seed is not None:

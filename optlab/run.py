@@ -229,7 +229,7 @@ class _Attempt:
         stop: StopFlag,
         report: Callable[[Record], None],
     ) -> Outcome:
-        parts = build(self.run, device, self.settings.runtime.micro_batch)
+        parts = self._build(device)
         prints = weights_fingerprint(parts.model), batch_fingerprint(parts.data.train(0))
         parts, progress = self._resume(parts) if self.ranks.leads else self._resume_along(parts)
         if group is not None:
@@ -247,6 +247,10 @@ class _Attempt:
             mirror.finish("failed", f"{type(error).__name__}: {error}")
             raise
         return outcome
+
+    def _build(self, device: torch.device) -> Parts:
+        runtime = self.settings.runtime
+        return build(self.run, device, runtime.micro_batch, compiles=runtime.compile)
 
     def _shared(self, parts: Parts, group: Group) -> Parts:
         """The parts as one process of the group has them."""
@@ -358,8 +362,7 @@ class _Attempt:
             self._log(f"{error} Set aside as {aside.name}; the run starts over.")
             self.store.keep_records(self.run.id, 0)
             self.store.keep_diagnostics(self.run.id, 0)
-            again = build(self.run, parts.device, parts.micro_batch)
-            return again, Progress()  # the load may have touched the parts
+            return self._build(parts.device), Progress()  # the load may have touched the parts
         self._log(f"Resumed at step {progress.step}.")
         return parts, progress
 
@@ -418,6 +421,7 @@ class _Attempt:
             "threads": self.settings.runtime.threads,
             "processes": self.ranks.world,
             "micro_batch": parts.micro_batch,
+            "compile": self.settings.runtime.compile,
             "hosts": self.link.hosts if self.link else [socket.gethostname()],
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "from_step": progress.step,

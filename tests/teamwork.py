@@ -128,7 +128,7 @@ def serve(connection: Connection) -> None:
         stop.is_set = False
         for name, value in {**usual, **dict(order.links)}.items():
             setattr(link, name, value)
-        run.build = lambda *args, order=order: _sabotaged(build(*args), order)
+        run.build = lambda *args, order=order, **kind: _sabotaged(build(*args, **kind), order)
         steps: list[int] = []
         outcome = run.run_one(
             order.run_id,

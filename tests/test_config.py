@@ -55,6 +55,7 @@ def test_whatever_can_change_the_numbers_changes_the_id(override: str) -> None:
         "runtime.threads=4",
         "runtime.checkpoint_every=1.0",
         "runtime.micro_batch=8",
+        "runtime.compile=true",
         "tracking.mode=off",
         "tracking.project=other",
     ],
@@ -63,7 +64,12 @@ def test_a_change_of_machine_does_not_change_the_id(override: str) -> None:
     assert run_of(override).id == run_of().id
 
 
-NEUTRAL = ["train.clip_norm=null", "train.init_seed=null", "train.precision=float32"]
+NEUTRAL = [
+    "train.clip_norm=null",
+    "train.init_seed=null",
+    "train.init=default",
+    "train.precision=float32",
+]
 
 
 def test_every_option_of_training_with_a_neutral_value_is_listed_here() -> None:
@@ -172,6 +178,7 @@ def test_a_composer_gives_what_a_fresh_composition_gives() -> None:
         ("train.clip_norm=0", "train.clip_norm must be above 0, not 0.0"),
         ("train.clip_norm=often", "train.clip_norm must be a number or null, not 'often'"),
         ("train.init_seed=1.5", "train.init_seed must be an integer or null, not 1.5"),
+        ("train.init=muP", "one of default, gpt2, orthogonal, mup, not 'muP'"),
         ("train.precision=bf16", "one of float32, bfloat16, not 'bf16'"),
         ("runtime.micro_batch=0", "runtime.micro_batch must be a number of samples, or null"),
         ("runtime.micro_batch=1.5", "runtime.micro_batch must be an integer or null, not 1.5"),

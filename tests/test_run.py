@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,8 +119,8 @@ def test_dropout_resumes_with_its_random_state(
     """No model has dropout yet; the state of the generator is in the checkpoint all the same."""
     build = run_module.build
 
-    def with_dropout(run: Run, device: torch.device) -> object:
-        parts = build(run, device)
+    def with_dropout(run: Run, device: torch.device, *how: Any, **more: Any) -> object:
+        parts = build(run, device, *how, **more)
         parts.model.register_forward_pre_hook(
             lambda module, inputs: (torch.dropout(inputs[0], 0.5, module.training),)
         )
@@ -206,7 +207,7 @@ def test_checkpoints_are_saved_by_time(store: RunStore, tiny_run: Run) -> None:
 def test_a_failing_run_is_marked_with_its_traceback_and_tried_again(
     store: RunStore, tiny_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **more: object) -> None:
         raise MemoryError("80 GiB")
 
     with monkeypatch.context() as patch:

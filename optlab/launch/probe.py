@@ -47,7 +47,9 @@ def _measured(run: Run, settings: Settings, steps: int) -> Measure:
     from ..train import Progress, train
 
     torch.set_num_threads(settings.runtime.threads)
-    built = build(run, choose_device(settings.runtime.device), settings.runtime.micro_batch)
+    runtime = settings.runtime
+    device = choose_device(runtime.device)
+    built = build(run, device, runtime.micro_batch, compiles=runtime.compile)
     endless = replace(run.train, steps=_FAR, eval_every=_FAR)
     # As if step 0 had been evaluated: an evaluation may take longer than all the steps here.
     progress = Progress(records=1, initial_loss=math.inf, initial_norm=1.0)
@@ -66,8 +68,7 @@ def _measured(run: Run, settings: Settings, steps: int) -> Measure:
     state = {"model": built.model.state_dict(), "optimizer": built.optimizer.state_dict()}
     sink = _Sink()
     torch.save(state, sink)  # type: ignore[arg-type]  # it only writes and flushes
-    device = device_name(built.device)
-    return Measure(statistics.median(counted), None, sink.size, device)
+    return Measure(statistics.median(counted), None, sink.size, device_name(built.device))
 
 
 class _Sink:

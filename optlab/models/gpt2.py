@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import ConfigError
-from .gpt import STD, check
+from .gpt import STD, TO_RESIDUAL, check, check_word
 
 
 class GPT2(nn.Module):
@@ -41,15 +40,14 @@ class GPT2(nn.Module):
     ) -> None:
         super().__init__()
         check(input_size, output_size, context=context, width=width, depth=depth, heads=heads)
-        if qkv not in ("fused", "split"):
-            raise ConfigError(f"model.qkv must be fused or split, not {qkv!r}.")
+        check_word("qkv", qkv, ("fused", "split"))
         self.tok_emb = nn.Embedding(input_size, width)
         self.pos_emb = nn.Embedding(context, width)
         self.blocks = nn.ModuleList(Block(width, heads, fused=qkv == "fused") for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                to_residual = name.endswith(("proj.weight", "down.weight"))
+                to_residual = name.endswith(TO_RESIDUAL)
                 nn.init.normal_(parameter, std=STD / math.sqrt(2 * depth) if to_residual else STD)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
