@@ -6,10 +6,11 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +34,7 @@ PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 PROGRESS = "progress.json"
 DOCUMENTS = 256  # tokenized at a time
 SPARE = 256 * 2**20  # bytes of disk that stay free
+LATER = ("val_split", "opening")  # keys of a source that older manifests do not have
 
 
 class Encoder(Protocol):
@@ -114,7 +116,7 @@ def gpt2_encoder(ranks: Path) -> Encoder:
 
 
 def documents(source: Source, revision: str | None, skip: int) -> Iterator[str]:
-    """The texts of the source in their order, from number ``skip`` on, streamed."""
+    """The texts of the source's split in their order, from number ``skip`` on, streamed."""
     try:
         import datasets
     except ImportError as error:
@@ -128,12 +130,10 @@ def documents(source: Source, revision: str | None, skip: int) -> Iterator[str]:
             data_files=source.data_files,
             streaming=True,
         )
-        for row in rows.skip(skip):
-            if source.column not in row:
-                raise ConfigError(
-                    f"{source.path} has no column '{source.column}': it has {', '.join(row)}."
-                )
-            yield row[source.column]
+        if source.opening is None:
+            yield from _column(rows.skip(skip), source)
+        else:
+            yield from islice(_joined(_column(rows, source), source.opening), skip, None)
     except ConfigError:
         raise
     except Exception as error:  # the client raises its servers' and readers' errors as they come
@@ -141,6 +141,27 @@ def documents(source: Source, revision: str | None, skip: int) -> Iterator[str]:
             f"{source.path} cannot be read: {type(error).__name__}: {error}. Run the same command "
             "again when it can; what is done stays."
         ) from error
+
+
+def _column(rows: Iterable[dict[str, Any]], source: Source) -> Iterator[str]:
+    for row in rows:
+        if source.column not in row:
+            raise ConfigError(
+                f"{source.path} has no column '{source.column}': it has {', '.join(row)}."
+            )
+        yield row[source.column]
+
+
+def _joined(rows: Iterable[str], opening: str) -> Iterator[str]:
+    """The rows as documents, each from a row that reads like ``opening`` up to the next one."""
+    first, document = re.compile(opening), []
+    for row in rows:
+        if first.match(row) and document:
+            yield "".join(document)
+            document = []
+        document.append(row)
+    if document:
+        yield "".join(document)
 
 
 class Cursor:
@@ -197,18 +218,19 @@ def _write_shards(
     echo: Echo,
 ) -> None:
     """Fill the shards that are lacking, validation first, and save the progress after each."""
-    document, offset = progress.position
-    texts = documents(dataset.source, progress.revision, document)
-    cursor = Cursor(encoder, texts, document, offset)
+    cursor = _cursor(dataset, encoder, progress, progress.position)
     started, before = time.monotonic(), progress.tokens
     plan = _plan(dataset)
     for split, number, size in plan[len(progress.shards) :]:
+        if dataset.source.val_split and split == "train" and number == 0:
+            cursor = _cursor(dataset, encoder, progress, (0, 0))
         try:
             tokens = cursor.take(size)
         except EndOfSource:
             raise ConfigError(
                 f"{dataset.source.path} has only {cursor.document:,} documents, which end inside "
-                f"{split} shard {number}: lower train_tokens in conf/dataset/{name}.yaml."
+                f"{split} shard {number}: lower {split if dataset.source.val_split else 'train'}"
+                f"_tokens in conf/dataset/{name}.yaml."
             ) from None
         if split == "val" and plan[len(progress.shards) + 1][0] == "train":
             cursor.end_document()  # no document is in both
@@ -218,6 +240,17 @@ def _write_shards(
         progress.shards.append({**shard, "document": cursor.document, "offset": cursor.offset})
         _write(folder / PROGRESS, json.dumps(asdict(progress)).encode())
         echo(f"{file}: {_pace(progress.tokens, before, dataset, time.monotonic() - started)}")
+
+
+def _cursor(
+    dataset: TokenShards, encoder: Encoder, progress: Progress, position: tuple[int, int]
+) -> Cursor:
+    """The tokens of the split that the next shard is taken from, from ``position`` on."""
+    source, (document, offset) = dataset.source, position
+    left = _plan(dataset)[len(progress.shards) :]
+    if source.val_split and left and left[0][0] == "val":
+        source = replace(source, split=source.val_split)
+    return Cursor(encoder, documents(source, progress.revision, document), document, offset)
 
 
 def _plan(dataset: TokenShards) -> list[tuple[str, int, int]]:
@@ -316,7 +349,11 @@ def _write_manifest(name: str, dataset: TokenShards, folder: Path, progress: Pro
 def _settings(dataset: TokenShards) -> dict[str, Any]:
     """What decides the content of the shards."""
     sizes = {key: getattr(dataset, key) for key in ("train_tokens", "val_tokens", "shard_tokens")}
-    return {"source": asdict(dataset.source), **sizes}
+    source = asdict(dataset.source)
+    for key in LATER:
+        if source[key] is None:  # as in manifests that were written before there was such a key
+            del source[key]
+    return {"source": source, **sizes}
 
 
 def _commit(source: Source) -> str | None:

@@ -28,7 +28,10 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset of the Hugging Face hub, or files of this machine, one document per row."""
+    """A dataset of the Hugging Face hub, or files of this machine.
+
+    A document is a row, or where ``opening`` says how one begins, the rows up to the next.
+    """
 
     path: str  # owner/name on the hub, or a builder of local files: text, json, parquet
     name: str | None  # its configuration
@@ -36,6 +39,8 @@ class Source:
     column: str  # holds the text
     revision: str | None  # branch, tag or commit; the commit that it means is written down
     data_files: list[str] | None = None  # of a builder of local files
+    val_split: str | None = None  # validates; None: the first documents of ``split`` do
+    opening: str | None = None  # how a document's first row reads, a regular expression; None: any
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class TokenShards:
     """Text tokenized once by ``python -m optlab data prepare``, then read from memory maps.
 
     The first ``val_tokens`` of the source validate, the ``train_tokens`` after them train; no
-    document is in both.
+    document is in both. Where the source has a split of its own for validation, both are the first
+    of theirs.
     """
 
     files: ClassVar[tuple[RemoteFile, ...]] = ()

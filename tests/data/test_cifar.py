@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import io
 import tarfile
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from optlab.data import cifar
 from optlab.data.base import Data, Sampler
 from optlab.data.cifar import Cifar10, Cifar100, classify_colour_images, epoch_draws, moved
+from optlab.data.prepare import RemoteFile, prepare
 from optlab.errors import ConfigError
 
 IMAGES, TESTS = 12, 5
@@ -81,6 +83,25 @@ def test_every_image_is_the_archives_red_then_green_then_blue(made, tmp_path: Pa
     assert inputs.numpy() == pytest.approx(expected, abs=1e-5)
     assert targets.tolist() == val[:, labels - 1].tolist()
     assert len(data.val) == 1
+
+
+def test_a_prepared_archive_is_the_one_that_is_read(
+    made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From where it is kept to the first batch, through ``prepare`` as the command calls it."""
+    kind, _, classes = made
+    kept = tmp_path / kind.files[0].path
+    content = kept.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    there = RemoteFile(kind.files[0].path, (kept.as_uri(),), len(content), digest)
+    monkeypatch.setattr(kind, "files", (there,))
+    said: list[str] = []
+
+    prepare("it", kind(3072, classes, 0.0, True, False), tmp_path / "new", said.append)
+
+    assert said[-1] == f"Dataset it is ready in {tmp_path / 'new'}."
+    one, other = (loaded(kind, classes, folder) for folder in (tmp_path, tmp_path / "new"))
+    assert torch.equal(one.train(0)[0], other.train(0)[0])
 
 
 def test_validation_images_are_not_moved(made, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from optlab.build import declared_dataset
 from optlab.data import tokenize
 from optlab.data.prepare import RemoteFile
 from optlab.data.tokenize import RANKS, Cursor, EndOfSource, gpt2_encoder, prepare_tokens
@@ -126,6 +127,78 @@ def test_an_interruption_after_any_shard_changes_nothing(
     assert "manifest.json" not in content(folder)
     prepared(folder, shards())
     assert content(folder) == whole
+
+
+VAL_TEXTS = [f"another {n}: " + "letter " * (n % 5) for n in range(20)]
+
+
+@pytest.fixture
+def two_splits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TokenShards:
+    """Shards of a source whose validation split is ``VAL_TEXTS``."""
+    monkeypatch.setattr(
+        tokenize,
+        "documents",
+        lambda source, revision, skip: iter(
+            {"train": TEXTS, "validation": VAL_TEXTS}[source.split][skip:]
+        ),
+    )
+    source = Source("text", None, "train", "text", None, ["unused.txt"], val_split="validation")
+    return shards(source)
+
+
+def test_a_source_with_a_split_for_validation_trains_from_its_first_document_on(
+    folder: Path, two_splits: TokenShards
+) -> None:
+    prepared(folder, two_splits)
+
+    assert tokens_of(folder, "val").tolist() == expected(VAL_TEXTS)[:130]
+    assert tokens_of(folder, "train").tolist() == expected(TEXTS)[:500]
+
+
+@pytest.mark.parametrize("after", range(7))
+def test_an_interruption_in_either_split_changes_nothing(
+    folder: Path, two_splits: TokenShards, after: int
+) -> None:
+    prepared(folder, two_splits)
+    whole = content(folder)
+    for path in (folder / "small").iterdir():
+        path.unlink()
+
+    def stop(line: str) -> None:
+        if re.match(r"(val|train)_\d+\.bin", line) and len(content(folder)) > after + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_tokens("small", two_splits, folder, stop)
+    prepared(folder, two_splits)
+    assert content(folder) == whole
+
+
+def test_a_validation_split_that_ends_early_is_said(folder: Path, two_splits: TokenShards) -> None:
+    with pytest.raises(ConfigError, match=r"20 documents, .* val shard \d+: lower val_tokens"):
+        prepared(folder, dataclasses.replace(two_splits, val_tokens=5000))
+
+
+def test_rows_are_joined_into_documents_by_their_opening(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    lines = ["preface", " = One = ", "a", " = = Part = = ", "b", " = Two = ", "c"]
+    (tmp_path / "a.json").write_text("".join(json.dumps({"text": f"{x}\n"}) + "\n" for x in lines))
+    source = Source("json", None, "train", "text", None, [str(tmp_path / "a.json")])
+    source = dataclasses.replace(source, opening=" = [^=]")
+    whole = ["preface\n", " = One = \na\n = = Part = = \nb\n", " = Two = \nc\n"]
+
+    for skip in range(4):
+        assert list(tokenize.documents(source, None, skip)) == whole[skip:]
+    assert list(tokenize._joined(iter([" = One = ", "a"]), " = [^=]")) == [" = One = a"]
+
+
+def test_manifests_without_the_later_keys_of_a_source_are_still_good(folder: Path) -> None:
+    prepared(folder, shards())
+    manifest = json.loads((folder / "small" / "manifest.json").read_text())
+
+    assert set(manifest["settings"]["source"]) == {
+        *("path", "name", "split", "column", "revision", "data_files"),
+    }
 
 
 def test_torn_progress_starts_over(folder: Path) -> None:
@@ -331,3 +404,46 @@ def test_a_preparation_killed_twice_gives_the_same_shards_as_an_undisturbed_one(
     lines = text.read_text().splitlines()[:1000]
     tokens = [t for ids in encoder.encode_ordinary_batch(lines) for t in [END_OF_TEXT, *ids]]
     assert np.frombuffer(files["val_0000.bin"], dtype=TOKEN)[:2000].tolist() == tokens[:2000]
+
+
+WIKI = RemoteFile("wikitext-2/valid.txt", (), 1_121_681, "")
+
+
+def test_wikitext_becomes_articles_and_tokens(
+    real_data: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The declared dataset, its hub replaced by the local files: articles are found and counted."""
+    pytest.importorskip("datasets")
+    pytest.importorskip("tiktoken")
+    folder = real_data((WIKI, RANKS))
+    (tmp_path / "gpt2-bpe").symlink_to(folder / "gpt2-bpe")
+    declared = declared_dataset("wikitext2")
+    texts = {}
+    for name in ("valid", "test"):
+        rows = (folder / f"wikitext-2/{name}.txt").read_text().splitlines(keepends=True)
+        texts[name] = tmp_path / f"{name}.json"
+        texts[name].write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    source = dataclasses.replace(
+        declared.source,
+        path="json",
+        name=None,
+        revision=None,
+        data_files={"train": str(texts["test"]), "validation": str(texts["valid"])},
+    )
+    dataset = dataclasses.replace(
+        declared, source=source, train_tokens=250_000, val_tokens=100_000, context=64, val_windows=4
+    )
+
+    prepare_tokens("wikitext2", dataset, tmp_path, lambda line: None)
+
+    train = np.concatenate(
+        [np.fromfile(f, dtype=TOKEN) for f in sorted((tmp_path / "wikitext2").glob("train_*.bin"))]
+    )
+    encoder = gpt2_encoder(tmp_path / RANKS.path)
+    whole = "".join(json.loads(line)["text"] for line in texts["test"].read_text().splitlines())
+    text = encoder.decode(train[train != END_OF_TEXT].tolist())  # type: ignore[attr-defined]
+    assert len(text) > 10**6 and whole.startswith(text[:-5])
+    # the first row is empty, a document of its own; then 60 articles in the test split
+    assert 40 < (train == END_OF_TEXT).sum() <= 61
+    inputs, targets = dataset.load(tmp_path, seed=0, batch_size=2).train(0)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
