@@ -74,10 +74,8 @@ def _row(curve: Curve, rule: Usable) -> dict[str, object]:
 def display(curves: Sequence[Curve], rule: Usable = USABLE) -> pd.DataFrame:
     """The same table as short strings, '-' where a number does not exist."""
     table = robustness(curves, rule)
-    decimals = _decimals(table["best_loss"]) if len(table) else 3
-    rows = [
-        _words(curve, row, decimals, rule) for curve, row in zip(curves, _rows(table), strict=True)
-    ]
+    form = _form(table["best_loss"]) if len(table) else ".3f"
+    rows = [_words(curve, row, form, rule) for curve, row in zip(curves, _rows(table), strict=True)]
     return pd.DataFrame(rows)
 
 
@@ -156,11 +154,11 @@ def _marked(
     ]
 
 
-def _words(curve: Curve, row: dict, decimals: int, rule: Usable) -> dict[str, str]:
+def _words(curve: Curve, row: dict, form: str, rule: Usable) -> dict[str, str]:
     return {
         "method": row["label"],
         "best lr": _best_lr(row),
-        "loss there (seeds)": _loss(row, decimals),
+        "loss there (seeds)": _loss(row, form),
         "usable width": width_text(usable_width(curve, rule.q, rule.level)),
         "diverged": f"{row['diverged']}/{row['done']}",
         "at chance": str(row["at_chance"]),
@@ -175,12 +173,12 @@ def _best_lr(row: dict) -> str:
     return lr_text(row["best_lr"]) + ("*" if edge else "")
 
 
-def _loss(row: dict, decimals: int) -> str:
+def _loss(row: dict, form: str) -> str:
     if not row["best_where"]:
         return "-"
     std = row["best_loss_std"]
-    spread = "-" if math.isnan(std) else f"{std:.{decimals}f}"
-    return f"{row['best_loss']:.{decimals}f} ± {spread} ({row['best_seeds']})"
+    spread = "-" if math.isnan(std) else f"{std:{form}}"
+    return f"{row['best_loss']:{form}} ± {spread} ({row['best_seeds']})"
 
 
 def _sensitivity(row: dict) -> str:
@@ -190,10 +188,11 @@ def _sensitivity(row: dict) -> str:
     return f"{'' if whole else '~'}{row['lr_sensitivity']:.3f}"
 
 
-def _decimals(losses: pd.Series) -> int:
-    """As many as show three significant digits of the smallest loss; between 3 and 8."""
+def _form(losses: pd.Series) -> str:
+    """Of numbers: three significant digits of the smallest loss, at least 3 decimals; or powers."""
     positive = [loss for loss in losses if loss > 0]
-    return min(8, max(3, 2 - math.floor(math.log10(min(positive))))) if positive else 3
+    decimals = max(3, 2 - math.floor(math.log10(min(positive)))) if positive else 3
+    return f".{decimals}f" if decimals <= 6 else ".2e"
 
 
 def _rows(table: pd.DataFrame) -> list[dict]:
