@@ -27,7 +27,7 @@ class Style:
 # Okabe and Ito's palette, safe for colour-blind readers; black is AdamW, the usual baseline.
 BLACK, SKY, PINK = "#000000", "#56B4E9", "#CC79A7"
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-# Labels of up to 13 letters, so that tables fit a terminal; 'ref.' is the authors' own code.
+# Labels of up to 14 letters, so that tables fit a terminal; 'ref.' is the authors' own code.
 # Dashes: '--' Momo, '-.' with an estimated lower bound, ':' a variant, or another's code.
 KNOWN = {
     "sgd_momentum": Style("SGD-M", PINK, "p"),
@@ -38,7 +38,7 @@ KNOWN = {
     "muonmax": Style("MuonMax", RED, "^"),
     "muon_adam_momo": Style("MuonAdam-Momo", BLUE, "o", "--"),
     "scion_momo": Style("Scion-Momo", ORANGE, "D", "--"),
-    "polargrad_momo": Style("PolarGradMomo", GREEN, "v", "--"),
+    "polargrad_momo": Style("PolarGrad-Momo", GREEN, "v", "--"),
     "muonmax_momo": Style("MuonMax-Momo", RED, "^", "--"),
     "muonmax_momo_stale": Style("MuonMax-stale", RED, "^", ":"),
     "scion_constrained": Style("Scion-constr.", ORANGE, "D", ":"),

@@ -94,7 +94,7 @@ def width_text(width: Width | None) -> str:
     edges = [name for name, bound in sides.items() if bound == "edge"]
     where = ["both"] if len(edges) == 2 else edges
     holes = ["hole"] if "hole" in sides.values() else []
-    return f">= {width.decades:.2f} ({', '.join(holes + where)})"
+    return f">= {width.decades:.2f} ({'+'.join(holes + where)})"
 
 
 def text(curves: Sequence[Curve], rule: Usable = USABLE) -> str:

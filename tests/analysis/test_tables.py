@@ -59,7 +59,7 @@ def test_runs_at_chance_are_counted(table):
         ([0.5, 0.5, 1.9], ">= 1.05 (left)"),
         ([0.5, 0.5, 0.5], ">= 2.00 (both)"),
         (["missing", 0.5, 1.9], ">= 0.05 (hole)"),
-        (["running", 0.5, 0.5], ">= 1.00 (hole, right)"),
+        (["running", 0.5, 0.5], ">= 1.00 (hole+right)"),
         (["failed", 0.5, "failed"], ">= 0.00 (hole)"),
         (["diverged", 0.5, "diverged"], "0.00"),
         (["diverged", "diverged", "diverged"], "-"),
@@ -107,7 +107,7 @@ def test_the_text_fits_a_hundred_columns_at_its_widest(table):
     }
     lines = tables.text(curves(table(dict.fromkeys(KNOWN, points)))).split("\n")
 
-    assert any("(hole, right)" in line for line in lines)
+    assert any("(hole+right)" in line for line in lines)
     assert max(map(len, lines)) <= 100
     assert lines == [line.rstrip() for line in lines]
 
