@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -309,3 +310,46 @@ class TestCompared:
     def test_a_width_rule_that_is_none_is_refused(self, text):
         with pytest.raises(ConfigError, match="Expected --width Q"):
             compared.usable(text)
+
+
+class TestMissingSeeds:
+    """What two seeds cannot say where one of them lacks a point, in words that hold."""
+
+    def lacking(self, losses: np.ndarray = VALLEY) -> Curve:
+        """Two seeds; the second has no result at a tenth of the best learning rate."""
+        whole = shifted(losses, [0.0, 0.1])
+        done, best = whole.done.copy(), int(np.argmin(losses))
+        done[best - 2, 1] = False
+        return replace(whole, done=done, loss=np.where(done, whole.loss, np.nan))
+
+    def test_a_difference_without_bounds_is_not_called_zero(self):
+        """A resample of the second seed alone has no loss there."""
+        other = shifted(VALLEY + 0.3 * (X < -0.5), [0.0, 0.1], method="muon_adam")
+        found = compare(self.lacking(), other, r.misset(0.1))
+        text = found.sentence()
+
+        assert math.isinf(found.low) and math.isinf(found.high) and abs(found.difference) > 0.1
+        assert "zero as measured" not in text
+        assert "MuonMax-Momo lacks seeds at some learning rates" in text
+
+    def test_a_difference_that_is_zero_is_called_so(self):
+        a = shifted(VALLEY, [0.0, 0.1])
+
+        assert "it is zero as measured" in compare(a, a, r.misset(0.1)).sentence()
+
+    def test_an_interval_off_its_centre_says_why(self):
+        other = shifted(VALLEY + 0.1, [0.0, 0.1], method="muon_adam")
+        missing = compare(self.lacking(), other, r.sensitivity())
+        whole = compare(shifted(VALLEY, [0.0, 0.2]), other, r.sensitivity())
+
+        assert missing.high - missing.difference > 2 * (missing.difference - missing.low)
+        assert "wider on the side that missing seeds leave open" in missing.sentence()
+        assert "wider on the side" not in whole.sentence()
+
+    def test_a_method_without_results_has_not_failed_to_learn(self):
+        none = shifted(VALLEY, [0.0, 0.1], method="muon_adam")
+        empty = np.zeros_like(none.done)
+        none = replace(none, done=empty, loss=np.full(none.loss.shape, np.nan))
+        text = compare(shifted(VALLEY, [0.0, 0.1]), none, r.best_loss()).sentence()
+
+        assert "MuonAdam has no results so far" in text and "nothing was learned" not in text
