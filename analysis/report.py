@@ -23,7 +23,7 @@ from .outcomes import Final, with_final
 from .robustness import Optimum, best, usable_width
 from .stages import Stages, split
 from .stages import text as second_text
-from .tables import lr_text
+from .tables import lr_text, plural
 
 WRAP = 100  # columns of a terminal
 LAST = Final()
@@ -108,7 +108,11 @@ def _comparisons(curves: Sequence[Curve], names: Sequence[str], width: Usable) -
     found = compared.pair(curves, names[0], names[1], width)
     first = found[0]
     how = "paired over seeds" if first.paired else f"not paired: {first.unpaired_because}"
-    head = f"{first.a} and {first.b} ({first.seeds} seeds, {how}; Holm over {len(found)} metrics):"
+    head = (
+        f"{first.a} and {first.b} ({plural(first.seeds, 'seed')}, {how}; the {len(found)} metrics "
+        "of this pair are corrected together, by Holm, apart from the comparisons with the best, "
+        "below):"
+    )
     return "\n".join([_wrapped(head), *(_wrapped(f"  {c.sentence()}") for c in found)])
 
 

@@ -12,6 +12,7 @@ from scipy import stats
 from analysis import compared
 from analysis import robustness as r
 from analysis.curves import Curve, curves
+from analysis.report import _comparisons
 from analysis.statistics import compare, corrected, holm, interval, resamples, unpaired_because
 from optlab.errors import ConfigError
 
@@ -296,6 +297,22 @@ class TestCompared:
             "best loss: AdamW has the best, better than MuonMax; not resolved from Scion." in text
         )
 
+    def test_the_summary_says_plainly_where_nothing_is_resolved(self):
+        noisy = [shifted(VALLEY, [0.0, 0.3 * i, 0.1]) for i in (1, 2, 3)]
+        two, three = ("\n".join(compared.summary(noisy[:n])) for n in (2, 3))
+
+        assert "has the best; no difference to the other is resolved: MuonMax-Momo." in two
+        assert "no difference to the others is resolved: MuonMax-Momo, MuonMax-Momo." in three
+        assert "for certain" not in three
+
+    def test_each_block_says_which_comparisons_are_corrected_together(self):
+        """One pair can be resolved in one block and not in the other."""
+        summary = compared.summary(self.three())[0]
+        block = " ".join(_comparisons(self.three(), ("adamw", "muonmax"), compared.USABLE).split())
+
+        assert "all methods against its best are corrected together" in summary
+        assert "the 9 metrics of this pair are corrected together" in block
+
     def test_a_pair_is_compared_in_every_metric(self):
         found = compared.pair(self.three(), "adamw", "MuonMax")
 
@@ -305,6 +322,15 @@ class TestCompared:
     def test_an_unknown_method_is_refused_with_the_nearest(self):
         with pytest.raises(ConfigError, match="Did you mean 'scion'"):
             compared.pair(self.three(), "adamw", "sciom")
+
+    @pytest.mark.parametrize("text", ["5", "1", "5:drop"])
+    def test_a_share_of_the_drop_of_one_or_more_is_refused_with_what_was_meant(self, text):
+        with pytest.raises(ConfigError, match=r"Write 0\.05 for 5 %"):
+            compared.usable(text)
+
+    @pytest.mark.parametrize("text", ["5:absolute", "1:relative"])
+    def test_other_rules_may_lose_more_than_one(self, text):
+        assert compared.usable(text).words
 
     @pytest.mark.parametrize("text", ["", "0", "x", "0.05:drops", "-1"])
     def test_a_width_rule_that_is_none_is_refused(self, text):
