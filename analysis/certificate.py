@@ -11,6 +11,8 @@ import pandas as pd
 
 from optlab.extend import Decision, Ending, Points, account, decide
 
+from . import kernels
+from .compared import USABLE, Usable
 from .curves import Curve
 
 _ANY = 2  # points per decade: only where a grid would grow to depends on it, not whether
@@ -39,10 +41,15 @@ class Certificate:
         return not (self.waiting or self.left_censored or self.right_censored)
 
 
-def certify(curve: Curve) -> Certificate:
-    """The certificate of a curve, from its points alone."""
+def certify(curve: Curve, rule: Usable = USABLE) -> Certificate:
+    """The certificate of a curve, from its points alone; ``rule`` says what its basin is."""
     points = _points(curve)
-    decision = decide(points, guard=1, per_decade=_ANY)
+    decision = decide(
+        points,
+        guard=1,
+        per_decade=_ANY,
+        top=lambda best, initial: kernels.top(best, initial, rule.q, rule.level),
+    )
     certified = int(curve.certified.sum())
     return Certificate(
         method=curve.method,
@@ -60,12 +67,12 @@ def certify(curve: Curve) -> Certificate:
     )
 
 
-def table(curves: Sequence[Curve]) -> pd.DataFrame:
+def table(curves: Sequence[Curve], rule: Usable = USABLE) -> pd.DataFrame:
     """One row per curve with the fields of ``Certificate``, '' for None; the sentences as a text.
 
     ``complete`` is its property.
     """
-    rows = [certify(curve) for curve in curves]
+    rows = [certify(curve, rule) for curve in curves]
     columns = [*(field.name for field in fields(Certificate)), "complete"]
     found = pd.DataFrame(
         [[getattr(row, name) for name in columns] for row in rows], columns=columns

@@ -15,6 +15,7 @@ from .curves import Curve, is_diverged
 from .frames import numbers, rows
 from .outcomes import FAILED_THOUGH_FINITE, failed_though_finite
 from .style import style
+from .tables import plural
 
 NATS_PER_BIT = math.log(2)
 SAME = 0.02  # relative; initial losses of one problem differ by less between seeds
@@ -28,7 +29,9 @@ def check_units(runs: pd.DataFrame) -> None:
     by the factor between bits and nats, on the same problem and seed.
     """
     if "unit" in runs and runs["unit"].nunique() > 1:
-        counts = ", ".join(f"{unit} ({n} runs)" for unit, n in runs["unit"].value_counts().items())
+        counts = ", ".join(
+            f"{unit} ({plural(n, 'run')})" for unit, n in runs["unit"].value_counts().items()
+        )
         raise ConfigError(
             f"Expected one unit of the loss; the table has {counts}. Convert them, or analyse one "
             "at a time."

@@ -47,6 +47,12 @@ def usable(text: str) -> Usable:
         number = float(q)
     except ValueError:
         number = math.nan
+    if number >= 1 and level in ("", "drop"):
+        raise ConfigError(
+            f"--width {text} would call every learning rate usable that learns at all: as a share "
+            "of the loss drop Q lies below 1. Write 0.05 for 5 %, or Q:absolute for so much of the "
+            "metric."
+        )
     if not 0 < number < math.inf or (level or "drop") not in get_args(Level):
         raise ConfigError(
             f"Expected --width Q or Q:LEVEL with Q above 0 and LEVEL one of "
@@ -100,7 +106,10 @@ def share_grid(curves: Sequence[Curve]) -> bool:
 
 def summary(curves: Sequence[Curve], rule: Usable = USABLE) -> list[str]:
     """For each headline metric, from which methods the best one really differs; lines of text."""
-    lines = ["Are the differences resolved? (each against the best, 95 %, Holm's correction)"]
+    lines = [
+        "Are the differences resolved? (95 %; for each metric by itself, all methods against its "
+        "best are corrected together, by Holm)"
+    ]
     for name in HEADLINES:
         if name == "LR sensitivity" and not share_grid(curves):
             continue
@@ -116,12 +125,15 @@ def _line(curves: Sequence[Curve], name: str, best: int, found: dict[int, Compar
         return f"{head}; no test with fewer than two seeds."
     apart = [curves[i].label for i, c in found.items() if c.is_resolved]
     near = [curves[i].label for i, c in found.items() if not c.is_resolved]
-    words = [f"better than {', '.join(apart)}" if apart else "better than none for certain"]
-    if near:
-        words.append(f"not resolved from {', '.join(near)}")
+    if not apart:
+        others = f"the other{'s' if len(near) > 1 else ''}"
+        words = f"; no difference to {others} is resolved: {', '.join(near)}"
+    else:
+        words = f", better than {', '.join(apart)}"
+        words += f"; not resolved from {', '.join(near)}" if near else ""
     reasons = sorted({c.unpaired_because for c in found.values() if c.unpaired_because})
     note = f" Not paired: {'; '.join(reasons)}." if reasons else ""
-    return f"{head}, {'; '.join(words)}.{note}"
+    return f"{head}{words}.{note}"
 
 
 def pair(curves: Sequence[Curve], a: str, b: str, rule: Usable = USABLE) -> list[Comparison]:

@@ -24,6 +24,8 @@ import pandas as pd
 from optlab.config import Run
 from optlab.store import DONE, RECORD_COLUMNS, RUN_COLUMNS, RunStore, write_bytes
 
+from .tables import plural
+
 FILES = ("result.json", "records.jsonl")
 VERSION = 1
 DIGEST = 32  # bytes of SHA-256 before the rest
@@ -141,8 +143,8 @@ def _notes(damaged: Sequence[str]) -> list[str]:
         return []
     shown = ", ".join(damaged[:SHOWN]) + (" ..." if len(damaged) > SHOWN else "")
     return [
-        f"{len(damaged)} runs have a line in records.jsonl that cannot be read; their records are "
-        f"left out, their results count: {shown}. Delete such a folder and launch again to train "
+        f"{plural(len(damaged), 'run')} with a line in records.jsonl that cannot be read (records "
+        f"are left out, results count): {shown}. Delete such a folder and launch again to train "
         "the run anew."
     ]
 

@@ -23,7 +23,7 @@ from .outcomes import Final, with_final
 from .robustness import Optimum, best, usable_width
 from .stages import Stages, split
 from .stages import text as second_text
-from .tables import lr_text
+from .tables import lr_text, plural
 
 WRAP = 100  # columns of a terminal
 LAST = Final()
@@ -86,7 +86,7 @@ def analyse(
     for each in drawn:
         for file, content in each.files.items():
             _write(out / file, content)
-    certified = certificate(study.curves, extension)
+    certified = certificate(study.curves, extension, width)
     defined = _definitions(study.curves, final, width)
     resolved = _resolved(study, width)
     words = {"Coverage": parts[0], "Certificate": "\n\n".join([certified, *resolved])}
@@ -108,7 +108,11 @@ def _comparisons(curves: Sequence[Curve], names: Sequence[str], width: Usable) -
     found = compared.pair(curves, names[0], names[1], width)
     first = found[0]
     how = "paired over seeds" if first.paired else f"not paired: {first.unpaired_because}"
-    head = f"{first.a} and {first.b} ({first.seeds} seeds, {how}; Holm over {len(found)} metrics):"
+    head = (
+        f"{first.a} and {first.b} ({plural(first.seeds, 'seed')}, {how}; the {len(found)} metrics "
+        "of this pair are corrected together, by Holm, apart from the comparisons with the best, "
+        "below):"
+    )
     return "\n".join([_wrapped(head), *(_wrapped(f"  {c.sentence()}") for c in found)])
 
 
@@ -144,30 +148,34 @@ def coverage(study: Study, launch: str) -> str:
     return "\n".join(lines)
 
 
-def certificate(curves: Sequence[Curve], extension: str = "") -> str:
+def certificate(curves: Sequence[Curve], extension: str = "", width: Usable = USABLE) -> str:
     """Whether each optimum is certainly inside its grid, and what cuts a usable width.
 
-    ``extension``: what to say, where something is cut, of how the grids grow.
+    ``extension``: what to say, where something is cut, of how the grids grow, which they do by
+    ``USABLE`` whatever ``width`` is.
     """
     optima = [(curve, best(curve)) for curve in curves]
     inside = sum(optimum is not None and optimum.where == "interior" for _, optimum in optima)
     head = f"The best learning rate is inside the grid for {inside} of {len(curves)} curves."
-    lines, certificates = [], [certify(curve) for curve in curves]
+    lines, certificates = [], [certify(curve, width) for curve in curves]
     for (curve, optimum), found in zip(optima, certificates, strict=True):
-        words = _warning(curve, optimum) or "".join(f"{each}. " for each in found.sentences)
+        words = _warning(curve, optimum, width) or "".join(f"{each}. " for each in found.sentences)
         lines += [f"  {curve.label}: {words.strip()}"] if words else []
     cut = [found for found in certificates if found.left_censored or found.right_censored]
-    lines += [extension] if cut and extension else []
+    by = "" if width == USABLE else f" (the grids grow by another basin: {USABLE.words})"
+    lines += [f"{extension}{by}"] if cut and extension else []
     return "\n".join([head, *(_wrapped(line) for line in lines)])
 
 
-def _warning(curve: Curve, optimum: Optimum | None) -> str:
+def _warning(curve: Curve, optimum: Optimum | None, width: Usable) -> str:
     grid = f"({lr_text(curve.lr[0])} to {lr_text(curve.lr[-1])})"
     if optimum is None:
         return "every run diverged, no best lr." if curve.done.any() else "no results yet."
     found = f"best lr {lr_text(optimum.lr)}"
     return {
-        "interior": "" if usable_width(curve) else f"{found}, but no loss below the initial one.",
+        "interior": ""
+        if usable_width(curve, width.q, width.level)
+        else f"{found}, but no loss below the initial one.",
         "left": f"{found} is the first of its grid {grid}: a smaller one may be better.",
         "right": f"{found} is the last of its grid {grid}: a larger one may be better.",
         "both": f"{found} is the only point of its grid.",
@@ -238,7 +246,7 @@ def _wrapped(line: str) -> str:
 
 def _write_tables(curves: Sequence[Curve], out: Path, width: Usable) -> None:
     _write(out / "robustness.csv", tables.robustness(curves, width).to_csv(index=False).encode())
-    _write(out / "certificate.csv", certificates(curves).to_csv(index=False).encode())
+    _write(out / "certificate.csv", certificates(curves, width).to_csv(index=False).encode())
     _write(out / "robustness.md", tables.markdown(curves, width).encode())
     _write(out / "robustness.tex", tables.latex(curves, width).encode())
 

@@ -297,7 +297,7 @@ def centred_sensitivity(decades: float = 1.0) -> Measure:
     not cover that window.
     """
     return Measure(
-        f"LR sensitivity within {decades:g} decades of the optimum",
+        f"LR sensitivity within {decades:g} decade{'s' if decades != 1 else ''} of the optimum",
         "loss",
         lambda s: kernels.centred(s, decades),
     )

@@ -17,6 +17,7 @@ from optlab.errors import ConfigError, nearest
 
 from .curves import OUTCOMES, SETTINGS
 from .frames import numbers, rows
+from .tables import plural
 
 REQUIRED = ("method", "lr")  # and the metric, and an initial loss
 DEFAULTS = {
@@ -161,7 +162,7 @@ def _without_gaps(raw: pd.DataFrame, source: Source, notes: list[str]) -> pd.Dat
     bad = pd.Series(raw[needed].isna().to_numpy().any(axis=1), index=raw.index)
     if bad.any():
         notes.append(
-            f"{int(bad.sum())} of {len(raw)} rows lack {' or '.join(needed)} and are left out: "
+            f"Rows without {' or '.join(needed)} are left out ({int(bad.sum())} of {len(raw)}): "
             f"{_lines(rows(raw, bad))}."
         )
     kept = rows(raw, ~bad)
@@ -181,7 +182,7 @@ def _without_copies(raw: pd.DataFrame, source: Source, notes: list[str]) -> pd.D
     copies = raw.duplicated(keep="first")
     if copies.any():
         notes.append(
-            f"{int(copies.sum())} rows are copies of an earlier one and count once: "
+            f"Copies of an earlier row count once ({plural(int(copies.sum()), 'row')}): "
             f"{_lines(rows(raw, copies))}."
         )
     raw = rows(raw, ~copies)
@@ -324,8 +325,8 @@ def _records(source: Source, runs: pd.DataFrame, notes: list[str]) -> pd.DataFra
         )
     if not known.all():
         notes.append(
-            f"{int((~known).sum())} records belong to no run of the table and are left out, the "
-            f"first to '{rows(table, ~known)['run'].tolist()[0]}'."
+            f"Records of no run of the table are left out ({int((~known).sum())}), the first of '"
+            f"{rows(table, ~known)['run'].tolist()[0]}'."
         )
     copies = table.duplicated(["run", "step"])
     if copies.any():

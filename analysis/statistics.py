@@ -35,6 +35,7 @@ ENUMERATED = (
     6  # up to so many seeds all resamples are counted, 462 distinct ones; no chance is left
 )
 DRAWS = 2000  # above
+NO_RESULTS = "no results"  # beside the words of ``Censoring``
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Comparison:
     a_censoring: str
     b_censoring: str
     higher_is_better: bool | None
+    lacking: tuple[str, ...] = ()  # labels of the curves that lack seeds at some of their points
 
     @property
     def is_resolved(self) -> bool:
@@ -158,9 +160,10 @@ def compare(a: Curve, b: Curve, metric: Measure, *, level: float = LEVEL) -> Com
         paired=not because,
         unpaired_because=because,
         seeds_needed=_seeds_needed(ends, level),
-        a_censoring=str(of_a.censoring[0]),
-        b_censoring=str(of_b.censoring[0]),
+        a_censoring=str(of_a.censoring[0]) if a.done.any() else NO_RESULTS,
+        b_censoring=str(of_b.censoring[0]) if b.done.any() else NO_RESULTS,
         higher_is_better=metric.higher_is_better,
+        lacking=tuple(c.label for c in (a, b) if _lacks_seeds(c)),
     )
 
 
@@ -377,6 +380,10 @@ def _seeds_needed(ends: tuple[_End, _End], level: float) -> int | None:
     return None
 
 
+def _lacks_seeds(curve: Curve) -> bool:
+    return bool(((curve.n > 0) & (curve.n < len(curve.seeds))).any())
+
+
 def _unit(metric: Measure, curve: Curve) -> str:
     return curve.unit if metric.unit == "loss" else metric.unit
 
@@ -390,6 +397,10 @@ def _undefined(c: Comparison) -> str:
         "hole": "points of the grid have no result",
     }
     which, censoring = (c.a, c.a_censoring) if math.isnan(c.a_value) else (c.b, c.b_censoring)
+    if censoring == NO_RESULTS:
+        return (
+            f"{c.a}'s {c.name} cannot be compared with {c.b}'s yet: {which} has no results so far."
+        )
     cause = causes.get(censoring, "the optimum is not between two stable points")
     return f"{c.a}'s {c.name} cannot be compared with {c.b}'s: {which} has none ({cause})."
 
@@ -408,7 +419,7 @@ def _resolved(c: Comparison) -> str:
         )
     return (
         f"{c.a}'s {c.name} is {_number(size, c.unit)} {word} than {c.b}'s "
-        f"({_percent(c.level)} interval {_plain(low)} to {_plain(high)}, {_evidence(c)})."
+        f"({_range(c, low, high, size)}, {_evidence(c)})."
     )
 
 
@@ -417,17 +428,38 @@ def _unresolved(c: Comparison) -> str:
     if math.isnan(c.low):
         return f"{head}: {_evidence(c)} cannot show the noise."
     found = (
-        f"the difference is {_number(c.difference, c.unit)} ({_percent(c.level)} interval "
-        f"{_plain(c.low)} to {_plain(c.high)}, {_evidence(c)})"
+        f"the difference is {_number(c.difference, c.unit)} "
+        f"({_range(c, c.low, c.high, c.difference)}, {_evidence(c)})"
     )
     if c.seeds_needed is None:
-        why = _open(c) or "it is zero as measured"
+        is_zero = c.difference == 0 and math.isfinite(c.low) and math.isfinite(c.high)
+        why = _open(c) or ("it is zero as measured" if is_zero else _resampled(c))
         return f"{head}: {found}; {why}."
     if c.seeds_needed > MOST_SEEDS:
         return f"{head}: {found}; more than {MOST_SEEDS} seeds would be needed."
     if c.seeds_needed <= c.seeds:
         return f"{head} among all comparisons made: {found}; more seeds would help."
     return f"{head}: {found}; about {c.seeds_needed} seeds would be needed."
+
+
+def _range(c: Comparison, low: float, high: float, middle: float) -> str:
+    """The interval, and why the difference is not in its middle."""
+    words = f"{_percent(c.level)} interval {_plain(low)} to {_plain(high)}"
+    off = abs((low + high) / 2 - middle) if math.isfinite(low + high) else 0.0
+    if off <= 0.02 * (high - low):
+        return words
+    what = "missing seeds leave" if c.lacking else "the grid leaves"
+    return f"{words}, wider on the side that {what} open"
+
+
+def _resampled(c: Comparison) -> str:
+    """Why an end has no bound although nothing cuts the metric as measured."""
+    if c.lacking:
+        return (
+            f"{' and '.join(c.lacking)} lack{'s' if len(c.lacking) == 1 else ''} seeds at some "
+            "learning rates, so not every choice of the seeds has a value"
+        )
+    return "some choices of the seeds move the optimum to where the grid cuts it"
 
 
 def _open(c: Comparison) -> str:

@@ -22,6 +22,7 @@ from .export import write
 from .report import analyse
 from .sources import Source, read
 from .stages import Stages
+from .tables import plural
 
 # what the table of runs says by itself, or what a curve runs over
 IN_TABLE = frozenset(
@@ -193,7 +194,11 @@ def _extension(sweep: Sweep, store: RunStore) -> str:
         return ""
     every = read_extension(path_of(store.root, sweep.grows_as)).rounds
     past = [each for each in every if each.kind != "then"]
-    spent = f"after {len(past)} rounds of extension" if past else "and the grids were not extended"
+    spent = (
+        f"after {plural(len(past), 'round')} of extension"
+        if past
+        else "and the grids were not extended"
+    )
     return f"That is so {spent}; to go on: python -m optlab extend {sweep.words} --rounds 1"
 
 

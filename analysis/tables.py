@@ -79,6 +79,11 @@ def display(curves: Sequence[Curve], rule: Usable = USABLE) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def plural(count: int, noun: str) -> str:
+    """'1 run', '2 runs'."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def lr_text(lr: float) -> str:
     """A learning rate with up to 4 significant digits: 0.03162."""
     return f"{lr:.4g}"

@@ -126,8 +126,20 @@ def spacing(lr: Sequence[float]) -> int:
     return max(1, round(1 / steps[len(steps) // 2])) if steps else 2
 
 
-def decide(points: Points, guard: int, per_decade: int) -> Decision:
+def drop(best: float, initial: float) -> float:
+    """The largest loss within the basin that the grids grow by."""
+    return best + Q * (initial - best)
+
+
+def decide(
+    points: Points,
+    guard: int,
+    per_decade: int,
+    top: Callable[[float, float], float] = drop,
+) -> Decision:
     """Where a curve's grid must grow, so that ``guard`` points lie beyond its basin on each side.
+
+    The basin: the points connected to the best one whose loss is at most ``top(best, initial)``.
 
     A hole (a point with a seed that is not done) decides nothing: the point may yet be the best, or
     diverge. Divergence beyond the basin ends a side whatever the guard, for further out all
@@ -140,7 +152,7 @@ def decide(points: Points, guard: int, per_decade: int) -> Decision:
     if best is None:
         none_wanted = Side("divergence", len(points.lr))
         return Decision(None, _side(points, -1, 0, guard, per_decade), none_wanted)
-    level = points.loss[best] + Q * (points.initial - points.loss[best])
+    level = top(points.loss[best], points.initial)
     low = high = best
     while low > 0 and points.loss[low - 1] <= level:
         low -= 1

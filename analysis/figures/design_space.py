@@ -23,6 +23,12 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     """Panels by what varies besides norms; colour says the norms, the dash a Momo form."""
     if not study.curves:
         raise CannotDraw("the sweep has no runs, so there is nothing to draw")
+    looks = [(_panel(curve), _norms(curve), _is_momo(curve)) for curve in study.curves]
+    if len(set(looks)) < len(looks):
+        raise CannotDraw(
+            "it tells lines apart by their norms (optimizer/norms, or a column norms), and here "
+            "methods differ otherwise; lr_sensitivity draws a line per method"
+        )
     panels = sorted({_panel(curve) for curve in study.curves})
     colours = _colours(study.curves)
     rows = -(-len(panels) // COLUMNS)

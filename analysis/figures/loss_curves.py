@@ -36,6 +36,11 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     lines = [(line, look) for line, look in traced if len(line)]
     if not study.curves:
         raise CannotDraw("the sweep has no runs, so there is nothing to draw")
+    if not lines and any(best(curve) for curve in study.curves):
+        raise CannotDraw(
+            "it needs the evaluations of the runs at the best learning rates, and there are none "
+            "(of a table: --records FILE, a row per evaluation)"
+        )
     title = f"{study.name}: each method at its best learning rate"
     if len(lines) > MOST:
         raise CannotDraw(

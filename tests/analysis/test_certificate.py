@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.certificate import certify
 from analysis.certificate import table as certificates
-from analysis.compared import USABLE
+from analysis.compared import USABLE, Usable
 from analysis.curves import curves
-from analysis.report import certificate, coverage
+from analysis.report import analyse, certificate, coverage
 from analysis.robustness import best, usable_width
 from optlab.extend import Q
 
@@ -24,9 +25,13 @@ entries = st.lists(
     max_size=8,
 )
 
+RULES = (USABLE, Usable(0.3), Usable(0.1, "relative"), Usable(0.05, "absolute"))
 
-@given(losses=entries, seeds=st.integers(1, 3), spread=st.floats(0, 0.3))
-def test_both_see_the_same_optimum_and_the_same_ends(table, losses, seeds, spread):
+
+@given(
+    losses=entries, seeds=st.integers(1, 3), spread=st.floats(0, 0.3), rule=st.sampled_from(RULES)
+)
+def test_both_see_the_same_optimum_and_the_same_ends(table, losses, seeds, spread, rule):
     points = {
         10.0 ** (i - 6): [
             loss if isinstance(loss, str) else loss + spread * s for s in range(seeds)
@@ -34,7 +39,8 @@ def test_both_see_the_same_optimum_and_the_same_ends(table, losses, seeds, sprea
         for i, loss in enumerate(losses)
     }
     curve = table.curve(points)
-    found, optimum, width = certify(curve), best(curve), usable_width(curve)
+    found, optimum = certify(curve, rule), best(curve)
+    width = usable_width(curve, rule.q, rule.level)
 
     assert (USABLE.q, USABLE.level) == (Q, "drop")
     if optimum is None or width is None:  # nothing was learned
@@ -99,6 +105,28 @@ def test_what_remains_censored_is_told_with_the_way_on(table):
     assert text.endswith("To go on: extend.")
     bounded = table.curve({0.01: [0.9], 0.1: [0.1], 1.0: [1.5]})
     assert "To go on" not in certificate([bounded], "To go on: extend.")
+
+
+def test_the_certificate_speaks_of_the_width_on_the_screen(table, records, tmp_path):
+    """At 0.05 nats the basin ends between the points, at 5 % of the drop (0.095) on the edge."""
+    runs = table({"adamw": {0.01: [0.18], 0.1: [0.1], 1.0: [0.9]}})
+    for width, is_cut in ((USABLE, True), (Usable(0.05, "absolute"), False)):
+        text = analyse(
+            runs, records, name="x", out=tmp_path, figures=[], width=width, extension="To go on: e."
+        )
+        row = pd.read_csv(tmp_path / "certificate.csv").iloc[0]
+
+        assert ("the basin reaches 0.01, the edge of the grid" in text) == is_cut
+        assert (">= 1." in text) == is_cut
+        assert ("To go on" in text) == is_cut
+        assert bool(row["left_censored"]) == is_cut
+
+
+def test_a_grid_that_grows_by_another_basin_says_by_which(table):
+    curve = table.curve({0.01: [0.9], 0.1: [0.1], 1.0: [0.11]})
+    text = certificate([curve], "To go on: extend.", Usable(0.05, "absolute"))
+
+    assert "the grids grow by another basin: 5% of the loss drop" in " ".join(text.split())
 
 
 def test_the_table_of_certificates_has_a_row_a_curve(table, plateau):

@@ -374,6 +374,18 @@ class TestLossCurves:
 
         assert list(points["step"]) == [0, 20]
 
+    def test_without_evaluations_there_is_a_sentence_instead_of_empty_axes(self, table):
+        with pytest.raises(CannotDraw, match=r"needs the evaluations of the runs .*--records FILE"):
+            loss_curves.draw(study(table({"adamw": {0.1: [0.5]}})))
+
+
+def test_the_design_space_draws_no_two_lines_alike(table):
+    """Without norms a method would look like the next one."""
+    runs = table({"adamw": STATES["complete"], "scion": STATES["complete"]})
+
+    with pytest.raises(CannotDraw, match="tells lines apart by their norms"):
+        design_space.draw(study(runs))
+
 
 def test_the_design_space_has_a_panel_per_setting_and_a_line_per_norms(table):
     frames = []

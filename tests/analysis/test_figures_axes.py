@@ -43,8 +43,8 @@ class TestSlices:
             ("a", "b=x", ("1", "2", "10")),
             ("a", "b=y", ("1", "2", "10")),
             ("b", "a=1", ("x", "y")),
-            ("b", "a=10", ("x", "y")),
             ("b", "a=2", ("x", "y")),
+            ("b", "a=10", ("x", "y")),
         ]
         assert [each.is_numeric for each in found] == [True, True, False, False, False]
 

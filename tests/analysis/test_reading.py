@@ -167,7 +167,7 @@ def test_a_torn_line_in_the_middle_is_named_and_the_result_counts(store, runs, t
 
         assert runs[0].id not in set(records["run"])
         assert table["final_loss"][0] == 0.5
-        assert notes[0].startswith("1 runs have a line") and runs[0].id in notes[0]
+        assert notes[0].startswith("1 run with a line") and runs[0].id in notes[0]
 
 
 def test_a_last_line_torn_by_a_kill_is_left_out(store, runs):

@@ -79,7 +79,10 @@ class TestColumns:
         found = read(tmp_path, text, records=tmp_path / "records.csv")
 
         assert found.records["step"].tolist() == [0, 5]
-        assert "1 records belong to no run of the table" in found.notes[-1]
+        assert (
+            "Records of no run of the table are left out (1), the first of 'other'."
+            in found.notes[-1]
+        )
 
 
 class TestBadInput:
@@ -111,14 +114,14 @@ class TestBadInput:
 
         assert len(found.runs) == 2
         assert found.notes[0] == (
-            "3 of 5 rows lack method or lr or seed and are left out: lines 4, 5, 6."
+            "Rows without method or lr or seed are left out (3 of 5): lines 4, 5, 6."
         )
 
     def test_copies_count_once_and_are_named(self, tmp_path):
         found = read(tmp_path, GOOD + "a,0.1,0,0.5,2\n")
 
         assert len(found.runs) == 2
-        assert found.notes[0] == "1 rows are copies of an earlier one and count once: line 4."
+        assert found.notes[0] == "Copies of an earlier row count once (1 row): line 4."
 
     def test_the_unit_is_that_of_the_losses(self, tmp_path):
         text = "method,lr,final_loss,accuracy,unit\na,1,0.5,0.9,MSE\nb,1,0.7,0.8,\n"
@@ -130,7 +133,7 @@ class TestBadInput:
     def test_two_units_are_refused(self, tmp_path):
         text = "method,lr,final_loss,unit\na,1,0.5,nats\nb,1,0.7,bits\n"
 
-        with pytest.raises(ConfigError, match=r"one unit .* nats \(1 runs\), bits \(1 runs\)"):
+        with pytest.raises(ConfigError, match=r"one unit .* nats \(1 run\), bits \(1 run\)"):
             check_units(read(tmp_path, text, initial=2.0).runs)
 
     def test_bits_among_nats_are_refused_without_a_column(self, table):

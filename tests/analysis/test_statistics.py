@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy import stats
 from analysis import compared
 from analysis import robustness as r
 from analysis.curves import Curve, curves
+from analysis.report import _comparisons
 from analysis.statistics import compare, corrected, holm, interval, resamples, unpaired_because
 from optlab.errors import ConfigError
 
@@ -295,6 +297,22 @@ class TestCompared:
             "best loss: AdamW has the best, better than MuonMax; not resolved from Scion." in text
         )
 
+    def test_the_summary_says_plainly_where_nothing_is_resolved(self):
+        noisy = [shifted(VALLEY, [0.0, 0.3 * i, 0.1]) for i in (1, 2, 3)]
+        two, three = ("\n".join(compared.summary(noisy[:n])) for n in (2, 3))
+
+        assert "has the best; no difference to the other is resolved: MuonMax-Momo." in two
+        assert "no difference to the others is resolved: MuonMax-Momo, MuonMax-Momo." in three
+        assert "for certain" not in three
+
+    def test_each_block_says_which_comparisons_are_corrected_together(self):
+        """One pair can be resolved in one block and not in the other."""
+        summary = compared.summary(self.three())[0]
+        block = " ".join(_comparisons(self.three(), ("adamw", "muonmax"), compared.USABLE).split())
+
+        assert "all methods against its best are corrected together" in summary
+        assert "the 9 metrics of this pair are corrected together" in block
+
     def test_a_pair_is_compared_in_every_metric(self):
         found = compared.pair(self.three(), "adamw", "MuonMax")
 
@@ -305,7 +323,59 @@ class TestCompared:
         with pytest.raises(ConfigError, match="Did you mean 'scion'"):
             compared.pair(self.three(), "adamw", "sciom")
 
+    @pytest.mark.parametrize("text", ["5", "1", "5:drop"])
+    def test_a_share_of_the_drop_of_one_or_more_is_refused_with_what_was_meant(self, text):
+        with pytest.raises(ConfigError, match=r"Write 0\.05 for 5 %"):
+            compared.usable(text)
+
+    @pytest.mark.parametrize("text", ["5:absolute", "1:relative"])
+    def test_other_rules_may_lose_more_than_one(self, text):
+        assert compared.usable(text).words
+
     @pytest.mark.parametrize("text", ["", "0", "x", "0.05:drops", "-1"])
     def test_a_width_rule_that_is_none_is_refused(self, text):
         with pytest.raises(ConfigError, match="Expected --width Q"):
             compared.usable(text)
+
+
+class TestMissingSeeds:
+    """What two seeds cannot say where one of them lacks a point, in words that hold."""
+
+    def lacking(self, losses: np.ndarray = VALLEY) -> Curve:
+        """Two seeds; the second has no result at a tenth of the best learning rate."""
+        whole = shifted(losses, [0.0, 0.1])
+        done, best = whole.done.copy(), int(np.argmin(losses))
+        done[best - 2, 1] = False
+        return replace(whole, done=done, loss=np.where(done, whole.loss, np.nan))
+
+    def test_a_difference_without_bounds_is_not_called_zero(self):
+        """A resample of the second seed alone has no loss there."""
+        other = shifted(VALLEY + 0.3 * (X < -0.5), [0.0, 0.1], method="muon_adam")
+        found = compare(self.lacking(), other, r.misset(0.1))
+        text = found.sentence()
+
+        assert math.isinf(found.low) and math.isinf(found.high) and abs(found.difference) > 0.1
+        assert "zero as measured" not in text
+        assert "MuonMax-Momo lacks seeds at some learning rates" in text
+
+    def test_a_difference_that_is_zero_is_called_so(self):
+        a = shifted(VALLEY, [0.0, 0.1])
+
+        assert "it is zero as measured" in compare(a, a, r.misset(0.1)).sentence()
+
+    def test_an_interval_off_its_centre_says_why(self):
+        other = shifted(VALLEY + 0.1, [0.0, 0.1], method="muon_adam")
+        missing = compare(self.lacking(), other, r.sensitivity())
+        whole = compare(shifted(VALLEY, [0.0, 0.2]), other, r.sensitivity())
+
+        assert missing.high - missing.difference > 2 * (missing.difference - missing.low)
+        assert "wider on the side that missing seeds leave open" in missing.sentence()
+        assert "wider on the side" not in whole.sentence()
+
+    def test_a_method_without_results_has_not_failed_to_learn(self):
+        none = shifted(VALLEY, [0.0, 0.1], method="muon_adam")
+        empty = np.zeros_like(none.done)
+        none = replace(none, done=empty, loss=np.full(none.loss.shape, np.nan))
+        text = compare(shifted(VALLEY, [0.0, 0.1]), none, r.best_loss()).sentence()
+
+        assert "MuonAdam has no results so far" in text and "nothing was learned" not in text
