@@ -62,6 +62,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "sweep": plan.sweep.name,
         "runs": plan.total,
         "counts": dict(plan.counts),
+        "former": list(plan.former.of),
         "to_do": [run.id for run in plan.pending],
         "forecast": asdict(plan.forecast),
         "hours_of": plan.unit,

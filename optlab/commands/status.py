@@ -14,6 +14,7 @@ from . import add_sweep_arguments
 
 if TYPE_CHECKING:
     from ..config import Run
+    from ..launch.former import Former
     from ..launch.standing import Standing, Standings
     from ..store import RunStore
     from ..sweep import Sweep
@@ -45,15 +46,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..launch.find import sweep_of
+    from ..launch.former import former
     from ..launch.standing import standings
 
     sweep, store = sweep_of(args.sweep, args.overrides)
     found = standings([run.id for run in sweep.runs], store, explain=True)
+    since = former(sweep, store, found)
     rows = [row(run, store, found.of[run.id]) for run in sweep.runs]
     if args.json:
-        print(json.dumps(as_json(sweep, store, found, rows, listed=args.runs), indent=1))
+        print(json.dumps(as_json(sweep, store, found, since, rows, listed=args.runs), indent=1))
     else:
-        print(report(sweep, store, found, rows, listed=args.runs))
+        print(report(sweep, store, found, since, rows, listed=args.runs))
     return 0
 
 
@@ -101,16 +104,49 @@ def _host(store: RunStore, run_id: str) -> str:
 
 
 def report(
-    sweep: Sweep, store: RunStore, found: Standings, rows: Sequence[Row], *, listed: bool
+    sweep: Sweep,
+    store: RunStore,
+    found: Standings,
+    since: Former,
+    rows: Sequence[Row],
+    *,
+    listed: bool,
 ) -> str:
-    """The standing of a sweep as text."""
+    """The standing of a sweep as text; ``since``: alive runs that it no longer has."""
     lines = [f"Sweep {sweep.name}: {len(rows)} runs in {store.root}"]
-    if found.problem:
-        lines.append(f"{found.problem}: what was submitted stands as the files say.")
+    if problem := found.problem or since.problem:
+        lines.append(f"{problem}: what was submitted stands as the files say.")
     lines += _listed(rows) if listed else _table(rows)
     lines += _running(rows)
+    lines += _former(sweep, store, since, listed)
     lines += _problems(sweep, store, rows)
     return "\n".join(lines)
+
+
+def _former(sweep: Sweep, store: RunStore, since: Former, listed: bool) -> list[str]:
+    if not since.of:
+        return []
+    rows = former_rows(store, since) if listed else []
+    return [
+        since.sentence(sweep),
+        *aligned([list(each.values()) for each in rows], (0, 1, 2, 3, 4)),
+    ]
+
+
+def former_rows(store: RunStore, since: Former) -> list[dict[str, str]]:
+    """Runs that the sweep no longer has, by what the queue and their labels say."""
+    from ..store import read_if_there
+
+    return [
+        {
+            "id": run_id,
+            "name": str((read_if_there(store.folder(run_id) / "job.json") or {}).get("name", "")),
+            "standing": standing.state,
+            "job": standing.job,
+            "host": standing.node,
+        }
+        for run_id, standing in since.of.items()
+    ]
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
@@ -149,7 +185,7 @@ def _cells(row: Row) -> list[str]:
 
 def aligned(lines: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
     """Cells in columns, numbers to the right; the columns ``left`` to the left."""
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
             cell.ljust(width) if k in left else cell.rjust(width)
@@ -197,7 +233,13 @@ def _problems(sweep: Sweep, store: RunStore, rows: Sequence[Row]) -> list[str]:
 
 
 def as_json(
-    sweep: Sweep, store: RunStore, found: Standings, rows: Sequence[Row], *, listed: bool
+    sweep: Sweep,
+    store: RunStore,
+    found: Standings,
+    since: Former,
+    rows: Sequence[Row],
+    *,
+    listed: bool,
 ) -> Mapping[str, Any]:
     """The standing of a sweep for programs."""
     methods: dict[str, Counter[str]] = {}
@@ -209,7 +251,8 @@ def as_json(
         "runs": len(rows),
         "counts": dict(Counter(each.standing for each in rows)),
         "methods": methods,
-        "problem": found.problem,
+        "former": former_rows(store, since),
+        "problem": found.problem or since.problem,
     }
     if listed:
         content["list"] = [asdict(each) for each in rows]

@@ -59,7 +59,12 @@ def batch_folder(store: RunStore, name: str) -> Path:
 
 def new_name(sweep: str) -> str:
     """A name that no other batch has, and that says whose it is in ``squeue``."""
-    return f"{sweep.replace('/', '-')}.{uuid.uuid4().hex[:8]}"
+    return f"{stem(sweep)}{uuid.uuid4().hex[:8]}"
+
+
+def stem(sweep: str) -> str:
+    """What the names of all batches of a sweep begin with; another sweep's may do so, too."""
+    return f"{sweep.replace('/', '-')}."
 
 
 def write_batch(batch: Batch) -> None:
@@ -121,6 +126,19 @@ def note_requeues(batch: Batch, ids: Sequence[str], job: str, count: int) -> Non
     """Count the restarts of a job in the folders of its runs."""
     for run_id in ids:
         _change(batch, run_id, job=job, log=str(batch.log(job)), requeues=count)
+
+
+def note_cancelled(store: RunStore, run_ids: Iterable[str], job: str) -> None:
+    """Say in the runs' folders that their job was cancelled, until they are submitted again.
+
+    SLURM's accounting need not know a task that was cancelled before it started.
+    """
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    for run_id in run_ids:
+        path = store.folder(run_id) / "slurm.json"
+        said = read_if_there(path)
+        if said is not None and said.get("job") == job:
+            _write(path, {**said, "cancelled": now}, path.stat().st_mtime_ns)
 
 
 def note_withdrawn(batch: Batch) -> None:

@@ -13,13 +13,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import Run
 from ..store import DONE, RunStore, recorded_owner
-from ..sweep import Sweep
+from .batch import note_cancelled
 from .plan import plural
 from .queue import NoSlurm, alive
 from .standing import ALIVE, standings, submission
@@ -54,9 +54,9 @@ class Target:
         return bool(self.jobs or self.processes or self.elsewhere)
 
 
-def target(sweep: Sweep, store: RunStore, chosen: Sequence[Run], *, whole: bool) -> Target:
+def target(store: RunStore, chosen: Sequence[Run], *, whole: bool) -> Target:
     """What holds the chosen runs that are queued or running."""
-    found = standings([run.id for run in sweep.runs], store)
+    found = standings([run.id for run in chosen], store)
     waiting = any(found.of[run.id].job and found.of[run.id].state in ALIVE for run in chosen)
     jobs: dict[str, list[str]] = {}
     processes: list[Process] = []
@@ -136,9 +136,9 @@ def command_line(pid: int) -> str:
     return ""
 
 
-def described(found: Target, sweep: Sweep) -> str:
-    """What would be stopped, before it is."""
-    names = {run.id: run.name for run in sweep.runs}
+def described(found: Target, runs: Sequence[Run], former: Collection[str] = ()) -> str:
+    """What would be stopped, before it is; ``former`` runs are not the sweep's any more."""
+    names = {run.id: run.name for run in runs}
 
     def named(ids: Sequence[str]) -> str:
         more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
@@ -149,6 +149,10 @@ def described(found: Target, sweep: Sweep) -> str:
         ids = [run_id for held in found.jobs.values() for run_id in held]
         jobs = plural(len(found.jobs), "job")
         lines.append(f"{plural(len(ids), 'run')} in {jobs}: {named(ids)}")
+        if old := [run_id for run_id in ids if run_id in former]:
+            lines.append(
+                f"  {len(old)} of them with a config that the sweep no longer has: {named(old)}"
+            )
     lines += [
         f"  job {job} also trains {named(others)}: it stops them, too"
         for job, others in found.shared.items()
@@ -170,7 +174,7 @@ def launchers(found: Target) -> set[int]:
 
 def cancel(found: Target, store: RunStore) -> list[str]:
     """Stop it; a line about each thing that happened."""
-    lines = _cancel_jobs(list(found.jobs)) if found.jobs else []
+    lines = _cancel_jobs(found, store) if found.jobs else []
     stopped = launchers(found) if found.whole else set()
     for pid in sorted(stopped):
         lines.append(_end(pid, f"the launch of this machine (process {pid})"))
@@ -195,7 +199,8 @@ def _end(pid: int, what: str) -> str:
     return f"Told to save and stop: {what}."
 
 
-def _cancel_jobs(jobs: Sequence[str]) -> list[str]:
+def _cancel_jobs(found: Target, store: RunStore) -> list[str]:
+    jobs = list(found.jobs)
     if shutil.which("scancel") is None:
         return ["Nothing was cancelled in SLURM: there is no scancel on this machine."]
     problems = []
@@ -204,6 +209,8 @@ def _cancel_jobs(jobs: Sequence[str]) -> list[str]:
         done = subprocess.run(["scancel", *some], capture_output=True, text=True)
         problems += [line for line in done.stderr.splitlines() if line.strip()]
     left = _left(jobs)
+    for job in set(jobs) - set(left if problems else []):  # a refused one lives on
+        note_cancelled(store, [*found.jobs[job], *found.shared.get(job, [])], job)
     lines = [f"Gone from the queue: {len(jobs) - len(left)} of {plural(len(jobs), 'job')}."]
     if left:
         lines.append(

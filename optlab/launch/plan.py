@@ -13,6 +13,7 @@ from ..config import Run
 from ..errors import ConfigError
 from ..store import DONE, RunStore
 from ..sweep import Sweep
+from .former import Former, former
 from .pace import Pace, guess, last_record, paces, parts
 from .standing import ALIVE, Standing, State, standings
 
@@ -46,6 +47,7 @@ class Plan:
     free: int | None  # bytes on the disk of the store
     problem: str = ""  # why the queue could not be asked
     standing: Mapping[str, Standing] = field(default_factory=dict)
+    former: Former = field(default_factory=Former)  # alive, and no longer among the runs
 
     @property
     def total(self) -> int:
@@ -62,6 +64,7 @@ def make_plan(sweep: Sweep, store: RunStore, gpus: Mapping[str, int] | None = No
     A run without a GPU counts its own hours.
     """
     found = standings([run.id for run in sweep.runs], store)
+    since = former(sweep, store, found)
     state: dict[str, State] = {run.id: found.of[run.id].state for run in sweep.runs}
     allowed = sweep.runs if sweep.only is None else [r for r in sweep.runs if r.id in sweep.only]
     pending = tuple(run for run in allowed if state[run.id] not in (*DONE, *ALIVE))
@@ -86,8 +89,9 @@ def make_plan(sweep: Sweep, store: RunStore, gpus: Mapping[str, int] | None = No
         remaining.hours,
         "GPU-hours" if any(given.values()) and (gpus or sweep.budget) else "hours",
         _free(store.root),
-        found.problem,
+        found.problem or since.problem,
         found.of,
+        since,
     )
 
 
@@ -146,6 +150,8 @@ def describe(plan: Plan) -> str:
     """The plan, a sentence a line."""
     words = ", ".join(f"{count} {status}" for status, count in sorted(plan.counts.items()))
     lines = [f"Sweep {plan.sweep.name}: {plan.total} runs ({words}).", *plan.sweep.notes]
+    if sentence := plan.former.sentence(plan.sweep):
+        lines.append(sentence)
     if plan.problem:
         lines.append(f"{plan.problem}: submitted runs stand as their files say.")
     if plan.pending:

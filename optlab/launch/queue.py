@@ -38,6 +38,7 @@ class Job:
     reason: str  # why it waits, in SLURM's word; '' once it runs
     seconds: float  # that it has run for; 0 while it waits
     node: str  # '' while it waits
+    name: str = ""  # of the batch, for ours
 
 
 def alive() -> dict[str, Job]:
@@ -46,15 +47,15 @@ def alive() -> dict[str, Job]:
     Raises:
         NoSlurm: there is no ``squeue`` here, or it does not answer.
     """
-    text = _ask("squeue", "--noheader", "--array", "--all", "--format=%i|%T|%M|%N|%r")
+    text = _ask("squeue", "--noheader", "--array", "--all", "--format=%i|%T|%M|%N|%r|%j")
     return dict(_job(line) for line in text.splitlines())
 
 
 def _job(line: str) -> tuple[str, Job]:
-    name, state, used, node, reason = line.split("|", 4)
+    number, state, used, node, reason, name = line.split("|", 5)
     if state in _WAITING:
-        return name, Job("queued", reason, 0.0, "")
-    return name, Job("running", "", seconds_of(used), node)
+        return number, Job("queued", reason, 0.0, "", name)
+    return number, Job("running", "", seconds_of(used), node, name)
 
 
 def array_named(name: str) -> str:

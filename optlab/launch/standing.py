@@ -36,6 +36,7 @@ class Submission:
     gpus: int = 0  # of the run
     requeues: int = 0  # so far
     words: Sequence[str] = ()  # hydra.launcher.* as the command line stated them
+    cancelled: str = ""  # ISO time at which its job was cancelled by us
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Standings:
 
     of: Mapping[str, Standing]
     problem: str = ""
+    queue: Mapping[str, Job] | None = None  # as it was seen; None: not asked, or no answer
 
     def among(self, *states: State) -> list[str]:
         """Ids of the runs in these states."""
@@ -70,20 +72,26 @@ def standings(run_ids: Iterable[str], store: RunStore, *, explain: bool = False)
     # In this order: a job that is submitted or ends while we look is then never taken for lost.
     ids = list(dict.fromkeys(run_ids))
     submissions = {run_id: submission(run_id, store) for run_id in ids}
-    jobs: dict[str, Job] | None = {}
-    problem = ""
-    if any(submissions.values()):
-        try:
-            jobs = alive()
-        except NoSlurm as error:
-            jobs, problem = (None if error.installed else {}), str(error)
-    found = {run_id: _standing(run_id, store, submissions[run_id], jobs) for run_id in ids}
-    return Standings(_explained(found, store) if explain else found, problem)
+    jobs, problem = look() if any(submissions.values()) else (None, "")
+    found = {run_id: standing_of(run_id, store, submissions[run_id], jobs) for run_id in ids}
+    return Standings(_explained(found, store) if explain else found, problem, jobs)
 
 
-def _standing(
+def look() -> tuple[dict[str, Job] | None, str]:
+    """The queue, None if SLURM does not answer; empty without SLURM. And what is wrong."""
+    try:
+        return alive(), ""
+    except NoSlurm as error:
+        return (None if error.installed else {}), str(error)
+
+
+def standing_of(
     run_id: str, store: RunStore, given: Submission | None, jobs: Mapping[str, Job] | None
 ) -> Standing:
+    """Where a run stands that was given to a job, or to none, with these ``jobs`` alive.
+
+    None for ``jobs`` means that nobody knows.
+    """
     own = store.status(run_id)
     job = given.job if given else ""
     if own in DONE:
@@ -97,6 +105,8 @@ def _standing(
     if given and held:
         if failed_since and given.packed > 1:  # its pack goes on, and does not try it again
             return Standing("failed", failure_cause(run_id, store), job)
+        if given.packed > 1 and held.state == "running":  # its lease is not held
+            return Standing("queued", "its job has other runs to train first", job, held.node)
         return Standing(held.state, held.reason, job, held.node)
     if failed_since:
         return Standing("failed", failure_cause(run_id, store), job)
@@ -107,6 +117,9 @@ def _standing(
     stopped = _written(store, run_id, "preempted.json") > _written(store, run_id, "slurm.json")
     if own == "preempted" and stopped:
         return Standing("preempted", "", job)
+    if given.cancelled:  # accounting knows nothing of a task that was cancelled while it waited
+        saved = (store.folder(run_id) / "records.jsonl").exists()
+        return Standing("preempted" if saved else "missing", "cancelled", job)
     return Standing("lost", "its job is gone" if job else "its submission broke off", job)
 
 

@@ -24,6 +24,7 @@ def fill(
     steps: Sequence[int] = (0, 2),
     pace: float = 0.5,
     words: Sequence[str] = (),
+    cancelled: str = "",
 ) -> None:
     """A folder for ``run`` with exactly these files, written in this order, a second apart.
 
@@ -37,7 +38,9 @@ def fill(
     for number, name in enumerate(files):
         if name == "slurm":
             log = str(store.root / f"{job}.log")
-            given = Submission(job, "2026-01-01T00:00:00+00:00", "demo", log, packed, words=words)
+            given = Submission(
+                job, "2026-01-01T00:00:00+00:00", "demo", log, packed, 0, 0, words, cancelled
+            )
             (folder / "slurm.json").write_text(json.dumps(vars(given)))
         elif name == "records":
             for step in steps:

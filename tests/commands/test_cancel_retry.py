@@ -92,7 +92,27 @@ def test_a_packed_job_says_which_other_runs_end_with_it(
     (line,) = [line for line in told.out.splitlines() if "also trains" in line]
     assert line.endswith(": it stops them, too")
     assert all(run.name in line for run in runs[1:]) and runs[0].name not in line
-    assert set(states(LONG, store).values()) <= {"running", "missing", "preempted"}
+    assert set(states(LONG, store).values()) <= {"running", "queued", "missing", "preempted"}
+
+
+def test_a_cancelled_task_that_never_began_is_missing_and_not_lost(
+    optlab: Optlab, store: RunStore, jobs: None, wait_until: Wait
+) -> None:
+    """Accounting does not know it where it waited alone, and it is nobody's failure."""
+    submit(TINY_ONES, store, "hydra.launcher.additional={hold:true}")
+    run = ad_hoc(TINY_ONES).runs[1]
+    given = submission(run.id, store)
+    assert given and optlab("cancel", *TINY_ONES, "--run", run.id, "--yes").code == 0
+    wait_until(lambda: given.job not in alive())
+
+    assert states(TINY_ONES, store)[run.name] == "missing"
+    noted = submission(run.id, store)
+    assert noted and noted.cancelled and noted.submitted == given.submitted
+    assert "nothing to retry" in optlab("retry", *TINY_ONES).out
+    assert submission(run.id, store) == noted
+    submit(TINY_ONES, store, "hydra.launcher.additional={hold:true}")
+    again = submission(run.id, store)
+    assert again and not again.cancelled and again.job in alive()
 
 
 def test_retry_submits_failed_and_lost_runs_and_no_others(

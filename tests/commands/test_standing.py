@@ -71,6 +71,30 @@ def test_a_run_whose_job_is_alive_is_queued_or_running_whatever_its_files_say(
     assert where(store, run) == Standing("running", "", "7_0", "node7")
 
 
+def test_a_run_waits_in_a_packed_job_until_it_is_its_turn(
+    store: RunStore, run: Run, queue: Queue
+) -> None:
+    """Which it is while its lease is held."""
+    fill(store, run, ["slurm"], packed=4)
+    queue({"7_0": RUNS})
+    assert (where(store, run).state, where(store, run).node) == ("queued", "node7")
+    with store.lease(run.id):
+        assert where(store, run) == Standing("running", "", "7_0", "node7")
+    queue({"7_0": WAITS})
+    assert where(store, run) == Standing("queued", "Priority", "7_0")
+
+
+@pytest.mark.parametrize(("files", "state"), [([], "missing"), (["records"], "preempted")])
+def test_a_run_whose_job_was_cancelled_here_is_not_lost(
+    store: RunStore, run: Run, queue: Queue, files: list[str], state: str
+) -> None:
+    fill(store, run, ["slurm", *files], cancelled="2026-01-01T00:00:00+00:00")
+    queue({"7_0": RUNS})
+    assert where(store, run).state == "running"  # it still saves
+    queue({})
+    assert where(store, run, explain=True).state == state
+
+
 def test_a_run_with_a_result_is_done_while_its_job_goes_on(
     store: RunStore, run: Run, queue: Queue
 ) -> None:

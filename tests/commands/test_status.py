@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optlab.launch import standing
+from optlab.launch.former import Former
 from optlab.launch.pace import last_record
 from optlab.launch.queue import Job
 from optlab.launch.standing import STATES
@@ -149,8 +150,8 @@ def test_no_damage_to_a_folder_hides_a_sweep(
 
     found = standing.standings([run.id for run in sweep.runs], store, explain=True)
     rows = [status.row(run, store, found.of[run.id]) for run in sweep.runs]
-    assert status.report(sweep, store, found, rows, listed=True)
-    assert json.dumps(status.as_json(sweep, store, found, rows, listed=True))
+    assert status.report(sweep, store, found, Former(), rows, listed=True)
+    assert json.dumps(status.as_json(sweep, store, found, Former(), rows, listed=True))
     bad = {i: found.of[i] for i in found.among("failed", "lost")}
     assert failures.report(sweep, failures.grouped(sweep, store, bad))
     made = make_plan(sweep, store)
