@@ -18,9 +18,13 @@ from ..config import Run, Settings
 from ..distributed import ONE, Ranks
 from ..store import RunStore
 from .launch import Report
+from .plan import plural
 from .worker import STOP_SIGNALS, Check, Checked, Ended, Step, Train, work
 
 _POLL = 0.25  # seconds between two looks at whether to stop
+# Exit codes of a worker that was told to stop and had no run at work; a second signal may come when
+# Python, on its way out, no longer handles it.
+_TOLD = (0, *(-number for number in STOP_SIGNALS))
 
 
 class Watcher(Protocol):
@@ -115,15 +119,16 @@ class Pool:
         try:
             while (queue and not report.stopped) or self._busy():
                 if stop():
-                    self._stop(report, watcher)
+                    self._stop(queue, report, watcher)
                     break
                 self._assign(queue, report)
                 self._collect(queue, crashes, report, watcher)
                 watcher.update(report.counts, len(self._busy()))
         except KeyboardInterrupt:
             watcher.say("Stopping: the running runs save and end (Ctrl-C again to kill them).")
-            self._stop(report, watcher)
-            watcher.say(f"Stopped with {len(queue)} runs not started; the same command goes on.")
+            self._stop(queue, report, watcher)
+            left = plural(len(queue), "run")
+            watcher.say(f"Stopped with {left} not started; the same command goes on.")
             raise
         return report
 
@@ -187,6 +192,9 @@ class Pool:
     ) -> None:
         """A worker has died: give its run another attempt, or mark it failed."""
         worker.process.join()
+        if worker.process.exitcode in _TOLD:  # told to stop, by a signal to it alone
+            self._take_back(worker, queue)
+            worker.answered = True  # nothing is wrong with it
         if not worker.answered and self._ranks.leads:  # the others report no steps
             raise CannotStart(self._cannot_start(worker))
         run, death = worker.run, _death(worker.process.exitcode)
@@ -207,6 +215,13 @@ class Pool:
         self._workers[index] = self._spawn(index)
         self._workers[index].answered = True  # its predecessor could start
 
+    @staticmethod
+    def _take_back(worker: _Worker, queue: deque[Run]) -> None:
+        """Put the run that a worker has left untouched back to the front of the queue."""
+        if worker.run is not None:
+            queue.appendleft(worker.run)
+        worker.run = None
+
     def _spawn(self, index: int) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
@@ -223,26 +238,34 @@ class Pool:
         theirs.close()
         return _Worker(process, ours)
 
-    def _stop(self, report: Report, watcher: Watcher) -> None:
-        """Let the busy workers save and stop; kill those that take too long."""
+    def _stop(self, queue: deque[Run], report: Report, watcher: Watcher) -> None:
+        """Let the busy workers save and stop; kill those that take too long.
+
+        Runs that they have not begun are back in the queue.
+        """
         for worker in self._busy():
             worker.process.terminate()  # SIGTERM sets the run's stop flag
         deadline = time.monotonic() + self._stop_within
         with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: no more waiting
             while self._busy() and time.monotonic() < deadline:
                 for worker in self._busy():
-                    self._await_end(worker, report, watcher)
+                    self._await_end(worker, queue, report, watcher)
         for worker in self._busy():
             if worker.run is not None:
                 watcher.say(f"{worker.run.name} has not stopped in time: it is killed.")
             worker.process.kill()
 
-    def _await_end(self, worker: _Worker, report: Report, watcher: Watcher) -> None:
+    def _await_end(
+        self, worker: _Worker, queue: deque[Run], report: Report, watcher: Watcher
+    ) -> None:
         if not worker.connection.poll(0.1):
             return
         try:
             message = worker.connection.recv()
         except (EOFError, ConnectionResetError):
+            worker.process.join()
+            if worker.process.exitcode in _TOLD:
+                self._take_back(worker, queue)
             worker.run = None
             return
         if isinstance(message, Ended):

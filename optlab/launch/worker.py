@@ -61,7 +61,10 @@ class Ended:
 def work(
     connection: Connection, store_root: Path, settings: Settings, device_index: int, ranks: Ranks
 ) -> None:
-    """Serve requests until the connection closes or a stop signal arrives between two runs.
+    """Serve requests until the connection closes or a stop signal arrives.
+
+    A signal stops one run; the process ends after it, with exit code 0, and so it does on one that
+    comes between two runs. What it is sent from then on, it leaves untouched.
 
     A worker trains a run alone, or with the workers of the other ``ranks``.
     """
@@ -80,6 +83,8 @@ def work(
         try:
             request = connection.recv()
         except EOFError:  # the pool is gone
+            return
+        if stop.is_set:  # while it waited: the stop was for the run before, not for this one
             return
         if isinstance(request, Check):
             with contextlib.suppress(BrokenPipeError):  # the pool has ended: so does the next recv
