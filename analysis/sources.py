@@ -15,7 +15,7 @@ import pandas as pd
 
 from optlab.errors import ConfigError, nearest
 
-from .curves import OUTCOMES, SETTINGS
+from .curves import OUTCOMES, SETTINGS, curve_settings
 from .frames import numbers, rows
 from .tables import plural
 
@@ -29,6 +29,16 @@ DEFAULTS = {
     "steps": 0,
     "cause": "",
     "setting": "",
+}
+# of a run without a row: what it shares with others of its point, and what it has of its own
+OF_POINT = ("method", "lr", "model", "dataset", "norms", "schedule", "steps", "setting", "unit")
+NO_ROW = {
+    "outcome": "missing",
+    "cause": "no row in the table",
+    "at_chance": False,
+    "certified_by": "",
+    "weights_fingerprint": "",
+    "batch_fingerprint": "",
 }
 SHOWN = 5  # rows that a message names
 TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no", "", "nan"}
@@ -74,7 +84,7 @@ def read(source: Source) -> Tables:
     notes: list[str] = []
     raw = _without_gaps(raw, source, notes)
     raw = _without_copies(raw, source, notes)
-    runs = _runs(raw, source, notes)
+    runs = _with_missing(_runs(raw, source, notes), notes)
     records = _records(source, runs, notes)
     return Tables(runs, records, tuple(notes))
 
@@ -241,6 +251,31 @@ def _runs(raw: pd.DataFrame, source: Source, notes: list[str]) -> pd.DataFrame:
         finished = runs["outcome"] == "finished"
         runs["at_chance"] = finished & np.any(at, axis=0) if at else False
     return runs.reset_index(drop=True)
+
+
+def _with_missing(runs: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """With a missing run for each seed that a curve has elsewhere, but not at a learning rate."""
+    found = []
+    for _, block in runs.groupby([runs["method"], curve_settings(runs)], sort=False):
+        there, seeds = set(zip(block["lr"], block["seed"], strict=True)), set(block["seed"])
+        for row in block.drop_duplicates("lr").to_dict("records"):
+            like = {column: row[column] for column in OF_POINT}
+            lr, words = row["lr"], " ".join([row["method"], row["setting"]]).strip()
+            found += [
+                {**like, "seed": seed, "run": f"{words} lr={lr:.4g} seed={seed}", **NO_ROW}
+                for seed in sorted(seeds)
+                if (lr, seed) not in there
+            ]
+    if not found:
+        return runs
+    verb = "counts" if len(found) == 1 else "count"
+    notes.append(
+        f"{plural(len(found), 'run')} without a row, of seeds that the method has at other "
+        f"learning rates, {verb} as missing."
+    )
+    lacking = pd.DataFrame(found)
+    known = [column for column in lacking if column in runs]
+    return pd.concat([runs, lacking[known]], ignore_index=True)
 
 
 def _unit(source: Source) -> str:

@@ -85,6 +85,44 @@ class TestColumns:
         )
 
 
+class TestMissingRows:
+    """Seeds that a method has at some learning rates are planned at all of them."""
+
+    TEXT = (
+        "method,lr,seed,final_loss,initial_loss,wd,diverged\n"
+        "a,0.1,0,0.5,2,0,0\na,0.1,1,0.6,2,0,0\na,1,0,0.4,2,0,0\n"
+        "b,0.1,0,0.5,2,0,0\nb,1,0,0.6,2,0,0\n"
+        "b,0.1,5,0.5,2,9,0\nb,1,5,0.6,2,9,0\n"
+    )
+
+    def test_a_seed_without_a_row_is_a_missing_run(self, tmp_path):
+        found = read(tmp_path, self.TEXT, setting=["wd"])
+        (a, *others) = curves(found.runs)
+
+        np.testing.assert_array_equal(a.planned, [2, 2])
+        np.testing.assert_array_equal(a.n, [2, 1])
+        np.testing.assert_array_equal(a.mean, [0.55, 0.4])
+        assert a.ceiling == 2
+        assert all((c.n == c.planned).all() for c in others)  # seed 5 belongs to another curve
+        assert found.notes[-1].startswith("1 run without a row, of seeds that the method has")
+
+    def test_it_is_named_and_drawn_as_a_hole(self, tmp_path, capsys):
+        path, out = tmp_path / "t.csv", tmp_path / "out"
+        path.write_text(self.TEXT)
+        words = ["--csv", str(path), "--setting", "wd", "--out", str(out)]
+
+        assert main([*words, "--figures", "lr_sensitivity,coverage"]) == 0
+        text = capsys.readouterr().out
+        assert "t: 7 of 8 runs done" in text and "1 missing" in text
+        assert "a (wd=0) lacks 1 of 4 runs: lr 1 (1 of 2 seeds lacking)" in text
+        assert "launch" not in text
+        points = pd.read_csv(out / "lr_sensitivity.csv").query("method == 'a'")
+        assert points["seeds_planned"].tolist() == [2, 2]
+        boxes = pd.read_csv(out / "coverage.csv").query("method == 'a' and lr == 1")
+        assert boxes["missing"].tolist() == [1]
+        assert boxes["without_result"].tolist() == ["a wd=0 lr=1 seed=1"]
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("text", "options", "message"),
