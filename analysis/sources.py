@@ -96,14 +96,29 @@ def _csv(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:  # ValueError: pandas' parsers, undecodable bytes
         raise ConfigError(f"{path} cannot be read as CSV: {error}.") from error
     table.columns = [str(column).strip() for column in table.columns]
+    _check_separator(path, table)
+    if table.empty:
+        raise ConfigError(f"{path} has no rows below its head, so there is nothing to read.")
     table.index = pd.RangeIndex(2, len(table) + 2)
     return table
+
+
+def _check_separator(path: Path, table: pd.DataFrame) -> None:
+    """Raise where a file is one column whose name holds another separator."""
+    if len(table.columns) > 1:
+        return
+    for separator, name in ((";", "';'"), ("\t", "a tab"), ("|", "'|'")):
+        if separator in table.columns[0]:
+            raise ConfigError(
+                f"{path} cannot be read as CSV: its separator seems to be {name}, expected a comma "
+                "(and a point in decimal numbers). Save it with commas."
+            )
 
 
 def _renamed(raw: pd.DataFrame, source: Source) -> pd.DataFrame:
     for ours, theirs in source.columns.items():
         if theirs not in raw:
-            raise ConfigError(_no_column(theirs, raw, source.path))
+            raise ConfigError(_no_column([theirs], raw, source))
         if ours in raw and ours != theirs:
             raw = raw.drop(columns=ours)
     return raw.rename(columns={theirs: ours for ours, theirs in source.columns.items()})
@@ -120,8 +135,10 @@ def _of_metric(raw: pd.DataFrame, source: Source) -> pd.DataFrame:
 
 def _selected(raw: pd.DataFrame, source: Source) -> pd.DataFrame:
     for column, value in source.where:
+        if column not in raw:  # perhaps as the file names it
+            column = next((ours for ours, own in source.columns.items() if own == column), column)
         if column not in raw:
-            raise ConfigError(_no_column(column, raw, source.path))
+            raise ConfigError(_no_column([column], raw, source))
         kept = _equals(raw[column], value)
         if not kept.any():
             known = sorted(raw[column].astype(str).unique())
@@ -143,9 +160,9 @@ def _equals(values: pd.Series, wanted: str) -> pd.Series:
 
 
 def _check_columns(raw: pd.DataFrame, source: Source) -> None:
-    for column in (*REQUIRED, source.metric, *source.setting):
-        if column not in raw:
-            raise ConfigError(_no_column(column, raw, source.path))
+    absent = [column for column in (*REQUIRED, source.metric, *source.setting) if column not in raw]
+    if absent:
+        raise ConfigError(_no_column(absent, raw, source))
     if "initial_loss" not in raw and source.initial is None:
         raise ConfigError(
             f"{source.path} has no column initial_loss, with which diverged runs count. Add it, or "
@@ -153,11 +170,19 @@ def _check_columns(raw: pd.DataFrame, source: Source) -> None:
         )
 
 
-def _no_column(column: str, raw: pd.DataFrame, path: Path) -> str:
-    known = [str(name) for name in raw.columns]
+def _no_column(absent: Sequence[str], raw: pd.DataFrame, source: Source) -> str:
+    """All columns that are absent, and those of the file, as it names them."""
+    ours = [str(name) for name in raw.columns]
+    known = [
+        f"{source.columns[name]} (read as {name})" if name in source.columns else name
+        for name in ours
+    ]
+    columns = "column" if len(absent) == 1 else "columns"
+    options = " ".join(f"--columns {name}=NAME" for name in absent)
     return (
-        f"{path} has no column '{column}'.{nearest(column, known)} It has: {', '.join(known)}. "
-        f"To read another one as it: --columns {column}=NAME."
+        f"{source.path} has no {columns} {', '.join(map(repr, absent))}."
+        f"{''.join(nearest(name, ours) for name in absent)} It has: {', '.join(known)}. "
+        f"To read {'another one as it' if len(absent) == 1 else 'others as them'}: {options}."
     )
 
 
@@ -176,6 +201,8 @@ def _without_gaps(raw: pd.DataFrame, source: Source, notes: list[str]) -> pd.Dat
             f"{_lines(rows(raw, bad))}."
         )
     kept = rows(raw, ~bad)
+    if kept.empty:
+        raise ConfigError(f"{source.path} has no row with {', '.join(needed)}: none can be used.")
     if "seed" in kept:
         fractions = rows(kept, kept["seed"] % 1 != 0)
         if len(fractions):
@@ -273,9 +300,8 @@ def _with_missing(runs: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
         f"{plural(len(found), 'run')} without a row, of seeds that the method has at other "
         f"learning rates, {verb} as missing."
     )
-    lacking = pd.DataFrame(found)
-    known = [column for column in lacking if column in runs]
-    return pd.concat([runs, lacking[known]], ignore_index=True)
+    lacking = [{name: value for name, value in row.items() if name in runs} for row in found]
+    return pd.concat([runs, pd.DataFrame(lacking)], ignore_index=True)
 
 
 def _unit(source: Source) -> str:
@@ -345,9 +371,12 @@ def _records(source: Source, runs: pd.DataFrame, notes: list[str]) -> pd.DataFra
     if source.records is None:
         return pd.DataFrame(columns=["run", "step", "val_loss"])
     table = _csv(source.records)
-    for column in ("run", "step", "val_loss"):
-        if column not in table:
-            raise ConfigError(_no_column(column, table, source.records))
+    absent = [column for column in ("run", "step", "val_loss") if column not in table]
+    if absent:
+        raise ConfigError(
+            f"{source.records} has no {' and no '.join(map(repr, absent))} among its columns. It "
+            f"has: {', '.join(map(str, table.columns))}. Name them so."
+        )
     table["run"] = table["run"].astype(str)
     table["val_loss"] = _as_loss(np.asarray(numbers(table, "val_loss")), source)
     known = table["run"].isin(set(runs["run"]))
@@ -355,8 +384,6 @@ def _records(source: Source, runs: pd.DataFrame, notes: list[str]) -> pd.DataFra
         raise ConfigError(
             f"{source.records} has no record of a run of {source.path}: expected values of its "
             f"column run, such as '{runs['run'].iloc[0]}', found '{table['run'].iloc[0]}'."
-            if len(table) and len(runs)
-            else f"{source.records} has no records."
         )
     if not known.all():
         notes.append(
