@@ -68,7 +68,14 @@ def _of_table(args: argparse.Namespace) -> str:
     from .sweeps import analyse_csv
 
     if args.sweep:
-        raise ConfigError(f"Expected a sweep or --csv FILE, found both: '{args.sweep}'.")
+        twice = (
+            f" An option takes one NAME=VALUE; repeat it for another: --columns {args.sweep}, or "
+            f"--where {args.sweep}."
+        )
+        raise ConfigError(
+            f"Expected a sweep or --csv FILE, found both: '{args.sweep}'."
+            f"{twice if '=' in args.sweep else ''}"
+        )
     source = Source(
         path=args.csv,
         records=args.records,
@@ -123,7 +130,11 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", help="as given to launch.py, such as optimizer=scion,muonmax"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder to write into (default: results/SWEEP)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder to write into (default: results/SWEEP; of a table, results/FILE in the "
+        "current folder)",
     )
     parser.add_argument(
         "--from-wandb", metavar="ENTITY/PROJECT", help="read the runs from W&B instead of the store"

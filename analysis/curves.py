@@ -128,7 +128,7 @@ def curves(runs: pd.DataFrame) -> list[Curve]:
     _check(runs)
     if runs.empty:
         return []
-    runs = runs.assign(setting=_settings(runs), ceiling=_ceilings(runs))
+    runs = runs.assign(setting=curve_settings(runs), ceiling=_ceilings(runs))
     keys = sorted(set(zip(runs["method"], runs["setting"], strict=True)))
     units = list(runs["unit"].dropna()) if "unit" in runs else []
     unit = str(units[0]) if units else "nats"
@@ -220,7 +220,8 @@ def _fingerprints(block: pd.DataFrame, seeds: np.ndarray) -> tuple[str, ...]:
     )
 
 
-def _settings(runs: pd.DataFrame) -> pd.Series:
+def curve_settings(runs: pd.DataFrame) -> pd.Series:
+    """What tells each run's curve from the others of its method, in words."""
     setting = runs["setting"] if "setting" in runs else pd.Series("", index=runs.index)
     for column in SETTINGS:
         varies = varies_within(runs["method"], runs[column])

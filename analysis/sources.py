@@ -15,7 +15,7 @@ import pandas as pd
 
 from optlab.errors import ConfigError, nearest
 
-from .curves import OUTCOMES, SETTINGS
+from .curves import OUTCOMES, SETTINGS, curve_settings
 from .frames import numbers, rows
 from .tables import plural
 
@@ -29,6 +29,16 @@ DEFAULTS = {
     "steps": 0,
     "cause": "",
     "setting": "",
+}
+# of a run without a row: what it shares with others of its point, and what it has of its own
+OF_POINT = ("method", "lr", "model", "dataset", "norms", "schedule", "steps", "setting", "unit")
+NO_ROW = {
+    "outcome": "missing",
+    "cause": "no row in the table",
+    "at_chance": False,
+    "certified_by": "",
+    "weights_fingerprint": "",
+    "batch_fingerprint": "",
 }
 SHOWN = 5  # rows that a message names
 TRUE, FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no", "", "nan"}
@@ -74,7 +84,7 @@ def read(source: Source) -> Tables:
     notes: list[str] = []
     raw = _without_gaps(raw, source, notes)
     raw = _without_copies(raw, source, notes)
-    runs = _runs(raw, source, notes)
+    runs = _with_missing(_runs(raw, source, notes), notes)
     records = _records(source, runs, notes)
     return Tables(runs, records, tuple(notes))
 
@@ -86,14 +96,29 @@ def _csv(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:  # ValueError: pandas' parsers, undecodable bytes
         raise ConfigError(f"{path} cannot be read as CSV: {error}.") from error
     table.columns = [str(column).strip() for column in table.columns]
+    _check_separator(path, table)
+    if table.empty:
+        raise ConfigError(f"{path} has no rows below its head, so there is nothing to read.")
     table.index = pd.RangeIndex(2, len(table) + 2)
     return table
+
+
+def _check_separator(path: Path, table: pd.DataFrame) -> None:
+    """Raise where a file is one column whose name holds another separator."""
+    if len(table.columns) > 1:
+        return
+    for separator, name in ((";", "';'"), ("\t", "a tab"), ("|", "'|'")):
+        if separator in table.columns[0]:
+            raise ConfigError(
+                f"{path} cannot be read as CSV: its separator seems to be {name}, expected a comma "
+                "(and a point in decimal numbers). Save it with commas."
+            )
 
 
 def _renamed(raw: pd.DataFrame, source: Source) -> pd.DataFrame:
     for ours, theirs in source.columns.items():
         if theirs not in raw:
-            raise ConfigError(_no_column(theirs, raw, source.path))
+            raise ConfigError(_no_column([theirs], raw, source))
         if ours in raw and ours != theirs:
             raw = raw.drop(columns=ours)
     return raw.rename(columns={theirs: ours for ours, theirs in source.columns.items()})
@@ -110,8 +135,10 @@ def _of_metric(raw: pd.DataFrame, source: Source) -> pd.DataFrame:
 
 def _selected(raw: pd.DataFrame, source: Source) -> pd.DataFrame:
     for column, value in source.where:
+        if column not in raw:  # perhaps as the file names it
+            column = next((ours for ours, own in source.columns.items() if own == column), column)
         if column not in raw:
-            raise ConfigError(_no_column(column, raw, source.path))
+            raise ConfigError(_no_column([column], raw, source))
         kept = _equals(raw[column], value)
         if not kept.any():
             known = sorted(raw[column].astype(str).unique())
@@ -133,9 +160,9 @@ def _equals(values: pd.Series, wanted: str) -> pd.Series:
 
 
 def _check_columns(raw: pd.DataFrame, source: Source) -> None:
-    for column in (*REQUIRED, source.metric, *source.setting):
-        if column not in raw:
-            raise ConfigError(_no_column(column, raw, source.path))
+    absent = [column for column in (*REQUIRED, source.metric, *source.setting) if column not in raw]
+    if absent:
+        raise ConfigError(_no_column(absent, raw, source))
     if "initial_loss" not in raw and source.initial is None:
         raise ConfigError(
             f"{source.path} has no column initial_loss, with which diverged runs count. Add it, or "
@@ -143,11 +170,19 @@ def _check_columns(raw: pd.DataFrame, source: Source) -> None:
         )
 
 
-def _no_column(column: str, raw: pd.DataFrame, path: Path) -> str:
-    known = [str(name) for name in raw.columns]
+def _no_column(absent: Sequence[str], raw: pd.DataFrame, source: Source) -> str:
+    """All columns that are absent, and those of the file, as it names them."""
+    ours = [str(name) for name in raw.columns]
+    known = [
+        f"{source.columns[name]} (read as {name})" if name in source.columns else name
+        for name in ours
+    ]
+    columns = "column" if len(absent) == 1 else "columns"
+    options = " ".join(f"--columns {name}=NAME" for name in absent)
     return (
-        f"{path} has no column '{column}'.{nearest(column, known)} It has: {', '.join(known)}. "
-        f"To read another one as it: --columns {column}=NAME."
+        f"{source.path} has no {columns} {', '.join(map(repr, absent))}."
+        f"{''.join(nearest(name, ours) for name in absent)} It has: {', '.join(known)}. "
+        f"To read {'another one as it' if len(absent) == 1 else 'others as them'}: {options}."
     )
 
 
@@ -166,6 +201,8 @@ def _without_gaps(raw: pd.DataFrame, source: Source, notes: list[str]) -> pd.Dat
             f"{_lines(rows(raw, bad))}."
         )
     kept = rows(raw, ~bad)
+    if kept.empty:
+        raise ConfigError(f"{source.path} has no row with {', '.join(needed)}: none can be used.")
     if "seed" in kept:
         fractions = rows(kept, kept["seed"] % 1 != 0)
         if len(fractions):
@@ -243,6 +280,30 @@ def _runs(raw: pd.DataFrame, source: Source, notes: list[str]) -> pd.DataFrame:
     return runs.reset_index(drop=True)
 
 
+def _with_missing(runs: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """With a missing run for each seed that a curve has elsewhere, but not at a learning rate."""
+    found = []
+    for _, block in runs.groupby([runs["method"], curve_settings(runs)], sort=False):
+        there, seeds = set(zip(block["lr"], block["seed"], strict=True)), set(block["seed"])
+        for row in block.drop_duplicates("lr").to_dict("records"):
+            like = {column: row[column] for column in OF_POINT}
+            lr, words = row["lr"], " ".join([row["method"], row["setting"]]).strip()
+            found += [
+                {**like, "seed": seed, "run": f"{words} lr={lr:.4g} seed={seed}", **NO_ROW}
+                for seed in sorted(seeds)
+                if (lr, seed) not in there
+            ]
+    if not found:
+        return runs
+    verb = "counts" if len(found) == 1 else "count"
+    notes.append(
+        f"{plural(len(found), 'run')} without a row, of seeds that the method has at other "
+        f"learning rates, {verb} as missing."
+    )
+    lacking = [{name: value for name, value in row.items() if name in runs} for row in found]
+    return pd.concat([runs, pd.DataFrame(lacking)], ignore_index=True)
+
+
 def _unit(source: Source) -> str:
     if not source.higher_is_better:
         return source.unit
@@ -310,9 +371,12 @@ def _records(source: Source, runs: pd.DataFrame, notes: list[str]) -> pd.DataFra
     if source.records is None:
         return pd.DataFrame(columns=["run", "step", "val_loss"])
     table = _csv(source.records)
-    for column in ("run", "step", "val_loss"):
-        if column not in table:
-            raise ConfigError(_no_column(column, table, source.records))
+    absent = [column for column in ("run", "step", "val_loss") if column not in table]
+    if absent:
+        raise ConfigError(
+            f"{source.records} has no {' and no '.join(map(repr, absent))} among its columns. It "
+            f"has: {', '.join(map(str, table.columns))}. Name them so."
+        )
     table["run"] = table["run"].astype(str)
     table["val_loss"] = _as_loss(np.asarray(numbers(table, "val_loss")), source)
     known = table["run"].isin(set(runs["run"]))
@@ -320,8 +384,6 @@ def _records(source: Source, runs: pd.DataFrame, notes: list[str]) -> pd.DataFra
         raise ConfigError(
             f"{source.records} has no record of a run of {source.path}: expected values of its "
             f"column run, such as '{runs['run'].iloc[0]}', found '{table['run'].iloc[0]}'."
-            if len(table) and len(runs)
-            else f"{source.records} has no records."
         )
     if not known.all():
         notes.append(

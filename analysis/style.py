@@ -68,6 +68,9 @@ KNOWN = {
 }
 SPARE_COLOURS = (SKY, "#882255", "#44AA99", "#332288", "#999933", "#AA4499", "#666666")
 SPARE_MARKERS = ("h", "P", "*", "8", "H")  # of '<', '>' and 'd' figures make marks of their own
+OWN_MARKERS = ("h", "P", "*", "s", "D", "v", "^", "p")  # of methods that are not known
+OWN_DASHES: tuple[Dash, ...] = ("-", ":", "-.")
+ROUND = "ohH8"  # markers that look alike at the size of a figure
 LIGHTNESS = (30.0, 72.0)  # CIE L* of the darkest and the lightest setting of a method
 
 RC = {
@@ -101,7 +104,7 @@ def style(method: str) -> Style:
     return Style(
         label=method,
         colour=SPARE_COLOURS[digest % len(SPARE_COLOURS)],
-        marker=SPARE_MARKERS[digest // len(SPARE_COLOURS) % len(SPARE_MARKERS)],
+        marker=OWN_MARKERS[digest // len(SPARE_COLOURS) % len(OWN_MARKERS)],
     )
 
 
@@ -115,18 +118,26 @@ def styles(lines: Iterable[tuple[str, str]]) -> list[Style]:
     """The styles of the lines (method, setting) of one figure, no two alike.
 
     The settings of one method keep its hue and its dash: they run from dark to light, in the order
-    of their numbers, and change their marker. Of two unknown methods that would look alike, the
-    later one gets the next free marker, then the next free colour.
+    of their numbers, and change their marker. An unknown method differs from every other one in
+    marker or dash, and in colour as far as there are any: of two that would look alike, the later
+    one changes. Its Momo form follows it.
     """
     lines = list(lines)
-    taken: set[tuple[str, str, str]] = set()
-    found = []
-    for method, setting in lines:
-        own = _of_setting(style(method), setting, [s for m, s in lines if m == method])
-        free = next((s for s in _options(own) if (s.colour, s.marker, s.dash) not in taken), own)
-        taken.add((free.colour, free.marker, free.dash))
-        found.append(free)
-    return found
+    found: dict[int, Style] = {}
+    of_family: dict[str, Style] = {}
+    for i in sorted(range(len(lines)), key=lambda i: _family(lines[i][0]) in KNOWN, reverse=True):
+        method, setting = lines[i]
+        settings = [s for m, s in lines if m == method]
+        family = _family(method)
+        own = _of_setting(style(method), setting, settings)
+        if family in KNOWN or len(settings) > 1:
+            found[i] = _first_free(_options(own), found.values()) or own
+            continue
+        if family in of_family:
+            own = replace(of_family[family], label=own.label, dash=own.dash)
+        found[i] = _apart(own, [s for j, s in found.items() if _family(lines[j][0]) != family])
+        of_family.setdefault(family, found[i])
+    return [found[i] for i in range(len(lines))]
 
 
 def natural(text: str) -> list[tuple[int, float, str]]:
@@ -157,6 +168,41 @@ def _of_setting(own: Style, setting: str, settings: Sequence[str]) -> Style:
     i = known.index(setting)
     markers = [own.marker, *(marker for marker in SPARE_MARKERS if marker != own.marker)]
     return replace(own, colour=shades(own.colour, len(known))[i], marker=markers[i % len(markers)])
+
+
+def _family(method: str) -> str:
+    return method if method in KNOWN else method.removesuffix("_momo")
+
+
+def _shape(look: Style) -> tuple[str, str]:
+    """What a grey print leaves of a look."""
+    return ("o" if look.marker in ROUND else look.marker, look.dash)
+
+
+def _apart(own: Style, others: Sequence[Style]) -> Style:
+    """A look with a shape that no other one has, if possible in a colour of its own."""
+    shapes, colours = {_shape(s) for s in others}, {s.colour for s in others}
+    dashes = OWN_DASHES if own.dash in OWN_DASHES else (own.dash,)
+    by_shape = [
+        replace(own, colour=colour, marker=marker, dash=dash)
+        for dash, marker, colour in itertools.product(
+            dashes, _from(OWN_MARKERS, own.marker), _from(SPARE_COLOURS, own.colour)
+        )
+    ]
+    apart = [s for s in by_shape if _shape(s) not in shapes]
+    best = next((s for s in apart if s.colour not in colours), apart[0] if apart else None)
+    return best or _first_free(_options(own), others) or own
+
+
+def _from(cycle: Sequence[str], first: str) -> Sequence[str]:
+    """The cycle, beginning with one of its members."""
+    i = cycle.index(first)
+    return [*cycle[i:], *cycle[:i]]
+
+
+def _first_free(options: Iterable[Style], others: Iterable[Style]) -> Style | None:
+    taken = {(s.colour, s.marker, s.dash) for s in others}
+    return next((s for s in options if (s.colour, s.marker, s.dash) not in taken), None)
 
 
 def _options(own: Style) -> Iterable[Style]:

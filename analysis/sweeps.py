@@ -131,7 +131,11 @@ def analyse_csv(
     width: str = "0.05",
     figures: Sequence[str] = (),
 ) -> str:
-    """The same of a table that others made; ``out``: by default results/NAME-OF-THE-FILE."""
+    """The same of a table that others made.
+
+    ``out``: by default results/NAME-OF-THE-FILE in the current folder, so that no table writes over
+    the results of a sweep that has its name.
+    """
     choice = outcomes.final(final)
     if choice.count and source.records is None:
         raise ConfigError(
@@ -144,7 +148,7 @@ def analyse_csv(
         found.runs,
         found.records,
         name=source.path.stem,
-        out=Path("results") / source.path.stem if out is None else out,
+        out=Path.cwd() / "results" / source.path.stem if out is None else out,
         figures=figures or drawn,
         compare=compare,
         final=choice,

@@ -40,6 +40,13 @@ FIRST_ROW, ROW = 7.0, 5.0  # points from the ceiling to the marks of divergence,
 EVERY, SOME = 1.4, 0.5  # stroke widths of a cross, in points
 POINTING = {"left": "<", "right": ">", "both": "d"}
 ENDS = {"crossing": "|", "ceiling": "|", "hole": "$?$"}  # of a usable width; an edge is an arrow
+BEYOND = 4.5  # points from the end of a usable width to the arrow that says that it goes on
+BARS = {  # dashes short enough for a short bar, in its widths
+    "-": "-",
+    "--": (0, (1.3, 0.6)),
+    "-.": (0, (1.6, 0.5, 0.4, 0.5)),
+    ":": (0, (0.5, 0.5)),
+}
 MANY, TOGETHER, MOST = 12, 6, 60  # lines in one panel, settings in a method's panel, panels
 
 CERTIFIED = {"color": "white", "markersize": 3.0, "markeredgewidth": 0.0}
@@ -76,7 +83,7 @@ def _one_panel(study: Study, drawn: Sequence[Look]) -> Figure:
     axes.set_ylabel(loss_name(study.curves))
     axes.set_title(study.name, pad=FIRST_ROW + 3 + ROW * unstable)
     axes.tick_params(which="both", bottom=False, labelbottom=False)
-    _draw_usable(below, drawn, Usable(study.q, study.level))
+    _draw_usable(figure, below, drawn, Usable(study.q, study.level))
     below.set_xlabel("learning rate")
     handles = [
         Line2D([], [], color=s.colour, linestyle=s.dash, marker=s.marker, label=c.label)
@@ -242,17 +249,18 @@ def _draw_diverged(figure: Figure, axes: Axes, curve: Curve, look: Style, row: i
             note(axes, lr, 1.0, diverged, transform=above)
 
 
-def _draw_usable(axes: Axes, drawn: Sequence[Look], rule: Usable) -> None:
+def _draw_usable(figure: Figure, axes: Axes, drawn: Sequence[Look], rule: Usable) -> None:
     """A bar per line, in the order of the legend: the learning rates close to its best loss."""
     for row, (curve, look) in enumerate(drawn):
         width, optimum = usable_width(curve, rule.q, rule.level), best(curve)
         if width is None or optimum is None:
             continue
         ends = [width.left.lr, width.right.lr]
-        axes.plot(ends, [row, row], color=look.colour, linewidth=2.6, alpha=0.45, zorder=2)
+        dash, colour = BARS[look.dash], look.colour
+        axes.plot(ends, [row, row], linestyle=dash, color=colour, linewidth=2.6, alpha=0.45)
         axes.plot([optimum.lr], [row], look.marker, color=look.colour, markersize=3.2, zorder=4)
         for side, arrow in ((width.left, "<"), (width.right, ">")):
-            _draw_end(axes, side, row, look, arrow)
+            _draw_end(figure, axes, side, row, look, arrow)
         text = (
             f"{curve.label}: usable from lr {lr_text(ends[0])} to {lr_text(ends[1])}, "
             f"{'at least ' if width.censored else ''}{width.decades:.2f} decades"
@@ -265,14 +273,18 @@ def _draw_usable(axes: Axes, drawn: Sequence[Look], rule: Usable) -> None:
     axes.set_ylabel("usable", rotation=0, ha="right", va="center", fontsize=7)
 
 
-def _draw_end(axes: Axes, side: Side, row: int, look: Style, arrow: str) -> None:
-    marker = arrow if side.bound == "edge" else ENDS[side.bound]
+def _draw_end(figure: Figure, axes: Axes, side: Side, row: int, look: Style, arrow: str) -> None:
+    is_cut = side.bound == "edge"
+    marker = arrow if is_cut else ENDS[side.bound]
+    # beside the end, which may be the best point and have its marker
+    shift = (BEYOND if arrow == ">" else -BEYOND) if is_cut else 0.0
     axes.plot(
         [side.lr],
         [row],
         marker=marker,
         linestyle="none",
         color=look.colour,
+        transform=offset_copy(axes.transData, fig=figure, x=shift, units="points"),
         markersize=3.4,
         markeredgewidth=0.9,
         clip_on=False,

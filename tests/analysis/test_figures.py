@@ -309,6 +309,27 @@ class TestLrSensitivity:
         texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
         assert "certified: repeats a smaller lr" in texts
 
+    def test_a_momo_form_is_told_from_its_method_in_the_bars_too(self, table):
+        losses = {0.1: [0.5], 1.0: [0.2], 10.0: [0.6]}
+        figure, _ = lr_sensitivity.draw(study(table({"scion": losses, "scion_momo": losses})))
+        bars = [line for line in figure.axes[1].lines if len(np.ravel(line.get_xdata())) == 2]
+
+        assert len(bars) == 2 and bars[0].get_color() == bars[1].get_color()
+        assert [bar.is_dashed() for bar in bars] == [False, True]
+
+    def test_an_edge_that_cuts_is_marked_beside_the_best_point_not_under_it(self, table):
+        figure, _ = lr_sensitivity.draw(study(table({"scion": {0.1: [0.9], 1.0: [0.2]}})))
+        figure.draw_without_rendering()
+        (arrow,) = [line for line in figure.axes[1].lines if line.get_marker() == ">"]
+        (best_point,) = [line for line in figure.axes[1].lines if line.get_marker() == "D"]
+        places = [
+            line.get_transform().transform(line.get_xydata())[0] for line in (arrow, best_point)
+        ]
+        apart = 72 / figure.dpi * (places[0] - places[1])
+
+        assert apart[0] > best_point.get_markersize() / 2 + arrow.get_markersize() / 2
+        assert apart[1] == pytest.approx(0)
+
     def test_the_usable_learning_rates_are_barred_below(self, table):
         runs = table({"adamw": {0.1: [1.9], 1.0: [0.5], 10.0: [0.5]}})
         figure, points = lr_sensitivity.draw(study(runs))

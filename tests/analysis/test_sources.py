@@ -53,6 +53,14 @@ class TestColumns:
 
         assert found.runs["final_loss"].tolist() == [0.7]
 
+    def test_rows_are_selected_by_the_files_own_name_of_a_column_too(self, tmp_path):
+        found = read(tmp_path, GOOD, columns={"method": "method", "lr": "lr"}, where=[("lr", "1")])
+        assert found.runs["lr"].tolist() == [1]
+
+        text = "opt name,lr,final_loss\na,0.1,0.5\nb,0.1,0.7\n"
+        chosen = {"columns": {"method": "opt name"}, "where": [("opt name", "b")]}
+        assert read(tmp_path, text, initial=2.0, **chosen).runs["final_loss"].tolist() == [0.7]
+
     def test_rows_are_selected_by_number_too(self, tmp_path):
         text = "method,lr,final_loss,wd\na,0.1,0.5,0.0\na,0.1,0.7,0.1\n"
 
@@ -85,11 +93,57 @@ class TestColumns:
         )
 
 
+class TestMissingRows:
+    """Seeds that a method has at some learning rates are planned at all of them."""
+
+    TEXT = (
+        "method,lr,seed,final_loss,initial_loss,wd,diverged\n"
+        "a,0.1,0,0.5,2,0,0\na,0.1,1,0.6,2,0,0\na,1,0,0.4,2,0,0\n"
+        "b,0.1,0,0.5,2,0,0\nb,1,0,0.6,2,0,0\n"
+        "b,0.1,5,0.5,2,9,0\nb,1,5,0.6,2,9,0\n"
+    )
+
+    def test_a_seed_without_a_row_is_a_missing_run(self, tmp_path):
+        found = read(tmp_path, self.TEXT, setting=["wd"])
+        (a, *others) = curves(found.runs)
+
+        np.testing.assert_array_equal(a.planned, [2, 2])
+        np.testing.assert_array_equal(a.n, [2, 1])
+        np.testing.assert_array_equal(a.mean, [0.55, 0.4])
+        assert a.ceiling == 2
+        assert all((c.n == c.planned).all() for c in others)  # seed 5 belongs to another curve
+        assert found.notes[-1].startswith("1 run without a row, of seeds that the method has")
+
+    def test_it_is_named_and_drawn_as_a_hole(self, tmp_path, capsys):
+        path, out = tmp_path / "t.csv", tmp_path / "out"
+        path.write_text(self.TEXT)
+        words = ["--csv", str(path), "--setting", "wd", "--out", str(out)]
+
+        assert main([*words, "--figures", "lr_sensitivity,coverage"]) == 0
+        text = capsys.readouterr().out
+        assert "t: 7 of 8 runs done" in text and "1 missing" in text
+        assert "a (wd=0) lacks 1 of 4 runs: lr 1 (1 of 2 seeds lacking)" in text
+        assert "launch" not in text
+        points = pd.read_csv(out / "lr_sensitivity.csv").query("method == 'a'")
+        assert points["seeds_planned"].tolist() == [2, 2]
+        boxes = pd.read_csv(out / "coverage.csv").query("method == 'a' and lr == 1")
+        assert boxes["missing"].tolist() == [1]
+        assert boxes["without_result"].tolist() == ["a wd=0 lr=1 seed=1"]
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("text", "options", "message"),
         [
             ("methd,lr,final_loss\na,1,2\n", {}, "no column 'method'. Did you mean 'methd'"),
+            ("eta,loss\n1,2\n", {}, "no columns 'method', 'lr', 'final_loss'."),
+            ("eta,loss\n1,2\n", {}, "--columns method=NAME --columns lr=NAME --columns final_loss"),
+            (GOOD, {"columns": {"methd": "method"}}, "It has: method (read as methd), lr, seed"),
+            (GOOD.replace(",", ";"), {}, "its separator seems to be ';', expected a comma"),
+            (GOOD.replace(",", "\t"), {}, "its separator seems to be a tab"),
+            ("method,lr,seed,final_loss,initial_loss\n", {}, "has no rows below its head"),
+            ("method,lr,final_loss\n,0.1,0.5\n", {"initial": 2.0}, "has no row with method, lr"),
+            ("", {}, "cannot be read as CSV: No columns"),
             (GOOD, {"metric": "final_los"}, "no column 'final_los'. Did you mean 'final_loss'"),
             ("method,lr,final_loss\na,1,2\n", {}, "no column initial_loss"),
             (GOOD, {"where": [("method", "b")]}, "no row with method=b"),
@@ -232,12 +286,30 @@ class TestCommand:
         assert main([*words, "coverages"]) == 1
         assert "coverage" in capsys.readouterr().err
 
+    def test_an_empty_table_writes_nothing(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "t.csv").write_text("method,lr,seed,final_loss,initial_loss\n")
+
+        assert main(["--csv", "t.csv"]) == 1
+        assert "has no rows" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+    def test_the_folder_is_in_the_current_one_and_said_in_full(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "t.csv").write_text(GOOD)
+
+        assert main(["--csv", "t.csv"]) == 0
+        path = tmp_path / "results" / "t"
+        assert f"Written to {path}" in " ".join(capsys.readouterr().out.split())
+        assert (path / "lr_sensitivity.png").exists()
+
     @pytest.mark.parametrize(
         ("words", "message"),
         [
             (["--csv", "absent.csv"], "absent.csv cannot be read as CSV"),
             (["demo", "--csv", "t.csv"], "Expected a sweep or --csv FILE, found both"),
             (["demo", "--initial", "2"], "--initial says how to read a table"),
+            (["--csv", "t.csv", "--columns", "a=b", "c=d"], "repeat it for another: --columns c=d"),
             (["--csv", "t.csv", "--columns", "x"], "Expected --columns NAME=VALUE, found 'x'"),
             (["--csv", "t.csv", "--final", "mean:2"], "give them with --records FILE"),
         ],

@@ -120,6 +120,32 @@ def test_no_two_lines_of_a_figure_look_alike(names):
         assert (one.colour, one.marker, one.dash) != (other.colour, other.marker, other.dash)
 
 
+@given(st.lists(NAMES, min_size=2, max_size=8, unique=True))
+def test_unknown_methods_differ_in_marker_or_dash_for_grey(names):
+    """From each other and from known ones; round markers look alike."""
+    names = [name.removesuffix("_momo") + "x" for name in names]
+    looks = styles((name, "") for name in dict.fromkeys([*names, "adam", "muon_jordan", "scion"]))
+    shapes = {("o" if s.marker in "ohH8" else s.marker, s.dash) for s in looks[:-3]}
+    known = {("o" if s.marker in "ohH8" else s.marker, s.dash) for s in looks[-3:]}
+
+    assert len(shapes) == len(looks) - 3
+    assert not shapes & known
+
+
+def test_a_few_unknown_methods_differ_in_colour_too():
+    for names in (["A", "B"], ["Lion-X", "Foo & Bar_%"], ["a", "b", "c", "d", "e"]):
+        assert len({look.colour for look in styles((name, "") for name in names)}) == len(names)
+
+
+def test_the_momo_form_of_an_unknown_method_that_had_to_change_follows_it():
+    """'A' and 'B' have one colour by their names alone."""
+    assert style("A").colour == style("B").colour
+    b, momo = styles((name, "") for name in ("A", "B", "B_momo"))[1:]
+
+    assert (momo.colour, momo.marker, momo.dash) == (b.colour, b.marker, "--")
+    assert b.colour != style("A").colour
+
+
 def test_settings_of_a_method_run_from_dark_to_light_and_change_their_marker():
     settings = ["width=16", "width=128", "width=8"]
     looks = styles(("scion", setting) for setting in settings)
