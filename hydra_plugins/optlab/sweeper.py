@@ -12,6 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from optlab.errors import ConfigError
+from optlab.launch.find import as_asked
 from optlab.launch.launch import Report
 from optlab.launch.rounds import extend_rounds
 from optlab.store import RunStore
@@ -51,7 +52,7 @@ class OptlabSweeper(Sweeper):
         grows = sweep.extend or sweep.in_stages
         if self._extend or (grows and report.ok and not report.waiting):
             report = extend_rounds(
-                lambda: from_arguments(arguments),
+                lambda: as_asked(from_arguments(arguments), launcher.words),
                 store,
                 launcher.launch_sweep,
                 print,

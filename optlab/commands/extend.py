@@ -60,13 +60,14 @@ def _become_the_launch(args: argparse.Namespace) -> NoReturn:
 
 def plan(name: str, overrides: Sequence[str], *, rounds: int | None, refine: bool) -> str:
     """What the next round would run, as text; starts nothing and remembers nothing."""
+    from ..launch.find import as_asked
     from ..launch.grown import remembered
     from ..launch.rounds import next_round, propose_refinement
     from ..launch.second import propose_second
     from ..store import RunStore
     from ..sweep import load
 
-    sweep = load(name, _of_runs(overrides))
+    sweep = as_asked(load(name, _of_runs(overrides)), overrides)
     store = RunStore(sweep.settings.runtime.runs_folder)
     since = remembered(sweep, store) if rounds is not None else None
     proposal = next_round(sweep, store, rounds=rounds, since=since)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,33 +24,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", help="as given to launch.py, of sweep or store")
     parser.add_argument("--sweep", metavar="SWEEP", help="look among the runs of this sweep")
     parser.add_argument("--follow", "-f", action="store_true", help="go on until the run ends")
+    parser.add_argument("--json", action="store_true", help="for programs: one JSON object")
     parser.add_argument(
         "--lines", "-n", type=int, default=_LINES, help=f"last lines of each file ({_LINES})"
     )
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..errors import ConfigError
     from ..launch.find import run_of, stored_run, sweep_of
     from ..launch.standing import standings
 
+    if args.json and args.follow:
+        raise ConfigError("--json is one object, and --follow never ends: give one of them.")
     if args.sweep:
         sweep, store = sweep_of(args.sweep, args.overrides)
         run_id = run_of(args.run, sweep.runs, f"the sweep {sweep.name}").id
     else:
         run_id, store = stored_run(args.run, args.overrides)
     standing = standings([run_id], store, explain=True).of[run_id]
+    parts = _parts(run_id, store, standing, args.lines)
+    if args.json:
+        found = [{"what": what, "path": str(path), "text": text} for what, path, text in parts]
+        print(json.dumps({"run": run_id, **asdict(standing), "files": found}))
+        return 0
     print(head(run_id, store, standing))
-    parts = sources(run_id, store)
-    for title, path in parts:
-        print(f"\n{title} ({path}):")
-        print(tail(path, args.lines))
-    trace = (store.failure(run_id) or {}).get("detail", "")
-    log = store.folder(run_id) / "log.txt"
-    if standing.state == "failed" and trace and str(trace).strip() not in text_of(log):
-        print(f"\nwhy it failed ({store.folder(run_id) / 'failure.json'}):\n{trace}")
+    for what, path, text in parts:
+        print(f"\n{what} ({path}):\n{text}")
     if args.follow:
-        _follow(run_id, store, [path for _, path in parts])
+        _follow(run_id, store, [path for _, path in sources(run_id, store)])
     return 0
+
+
+def _parts(
+    run_id: str, store: RunStore, standing: Standing, lines: int
+) -> list[tuple[str, Path, str]]:
+    """What there is to read of a run: what it is, where, and its last lines."""
+    parts = [(title, path, tail(path, lines)) for title, path in sources(run_id, store)]
+    trace = str((store.failure(run_id) or {}).get("detail", ""))
+    log = store.folder(run_id) / "log.txt"
+    if standing.state == "failed" and trace and trace.strip() not in text_of(log):
+        parts.append(("why it failed", store.folder(run_id) / "failure.json", trace))
+    return parts
 
 
 def head(run_id: str, store: RunStore, standing: Standing) -> str:

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..errors import ConfigError
-    from ..launch.find import sweep_of
+    from ..launch.find import as_asked, sweep_of
     from ..launch.plan import describe, make_plan, refusal
 
     sweep, store = sweep_of(args.sweep, args.overrides)
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         if args.probe < 2:
             raise ConfigError(f"--probe needs at least 2 steps, not {args.probe}.")
         probe(sweep, store, args.probe, (lambda line: None) if args.json else _say)
-    plan = make_plan(sweep, store)
+    plan = make_plan(as_asked(sweep, args.overrides), store)
     if args.json:
         print(json.dumps(as_json(plan), indent=1))
     else:

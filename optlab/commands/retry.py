@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 HELP = "launch failed and lost runs again, and no others"
 _LAUNCHERS = ("local", "slurm", "here")
 
+Parts = dict[tuple[str, tuple[str, ...]], list[str]]  # launcher and its settings -> ids of runs
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sweep_arguments(parser)
@@ -31,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..errors import ConfigError
     from ..launch.find import is_launcher_setting, sweep_of
-    from ..launch.plan import plural
     from ..launch.standing import standings
 
     sweep, store = sweep_of(args.sweep, args.overrides)
@@ -50,21 +53,28 @@ def run(args: argparse.Namespace) -> int:
             for (launcher, settings), ids in parts.items()
         ]
         print(json.dumps({"sweep": sweep.name, "retried": retried}), flush=True)
-    elif not again:
+        with contextlib.redirect_stdout(sys.stderr):  # where the launchers may speak
+            return _launch_all(sweep, store, parts)
+    if not again:
         print(f"Sweep {sweep.name}: no run has failed or is lost; there is nothing to retry.")
+    return _launch_all(sweep, store, parts)
+
+
+def _launch_all(sweep: Sweep, store: RunStore, parts: Parts) -> int:
+    from ..launch.plan import plural
+
     ok = True
     for (launcher, settings), ids in parts.items():
         how = [f"hydra/launcher={launcher}", *settings]
-        if not args.json:
-            runs = plural(len(ids), "failed or lost run")
-            print(f"Retrying {runs} with {shlex.join(how)}.", flush=True)
+        runs = plural(len(ids), "failed or lost run")
+        print(f"Retrying {runs} with {shlex.join(how)}.", flush=True)
         ok = _launch(replace(sweep, only=frozenset(ids)), store, how).ok and ok
     return 0 if ok else 1
 
 
 def by_launcher(
     run_ids: Sequence[str], store: RunStore, chosen: str | None, words: Sequence[str]
-) -> dict[tuple[str, tuple[str, ...]], list[str]]:
+) -> Parts:
     """The runs by the launcher to use, the chosen one or that of each before, and its settings.
 
     Runs that were submitted to SLURM are submitted with the settings of that time, but for those
@@ -74,7 +84,7 @@ def by_launcher(
     from ..launch.standing import submission
 
     stated = {setting(word) for word in words}
-    parts: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    parts: Parts = {}
     for run_id in run_ids:
         before = submission(run_id, store)
         launcher = chosen or ("slurm" if before else "local")

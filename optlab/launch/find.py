@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from ..config import Run, compose_run
 from ..errors import ConfigError, nearest
@@ -27,6 +28,19 @@ def is_launcher_setting(word: str) -> bool:
 def setting(word: str) -> str:
     """The key of a launcher's setting: ``time`` of ``hydra.launcher.time=60``."""
     return word.split("=")[0].lstrip("+").removeprefix("hydra.launcher.")
+
+
+def as_asked(sweep: Sweep, words: Iterable[str]) -> Sweep:
+    """The sweep with the GPUs per run that launcher settings among ``words`` ask for.
+
+    They win over its files, as they do at a launch.
+    """
+    values = [word.partition("=")[2] for word in words if setting(word) == "gpus_per_run"]
+    if not values or not values[-1].isdigit():  # what is wrong is refused by the launch
+        return sweep
+    asked = sweep.resources or ({},) * len(sweep.runs)
+    gpus = {"gpus_per_run": int(values[-1])}
+    return replace(sweep, resources=tuple({**request, **gpus} for request in asked))
 
 
 def run_of(word: str, runs: Sequence[Run], where: str) -> Run:

@@ -15,7 +15,7 @@ from ..store import DONE, RunStore
 from ..sweep import Sweep
 from .former import Former, former
 from .pace import Pace, guess, last_record, paces, parts
-from .standing import ALIVE, Standing, State, standings
+from .standing import ALIVE, Standing, State, standings, submission
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def make_plan(sweep: Sweep, store: RunStore, gpus: Mapping[str, int] | None = No
     known, kinds = paces(store, sweep.runs), {parts(run): run for run in sweep.runs}
     records = {run.id: last_record(store, run.id) for run in sweep.runs}
     spent = sum(
-        record["seconds"] / 3600 * max(1, given[run_id])
+        record["seconds"] / 3600 * max(1, _gpus_had(run_id, store, given[run_id]))
         for run_id, record in records.items()
         if record
     )
@@ -93,6 +93,12 @@ def make_plan(sweep: Sweep, store: RunStore, gpus: Mapping[str, int] | None = No
         found.of,
         since,
     )
+
+
+def _gpus_had(run_id: str, store: RunStore, asked: int) -> int:
+    """Of a run that was submitted, the GPUs of that time, whatever is asked for now."""
+    before = submission(run_id, store)
+    return before.gpus if before else asked
 
 
 def requested(sweep: Sweep) -> dict[str, int]:

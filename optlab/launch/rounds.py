@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 
 from ..config import Composer, Run
+from ..errors import ConfigError
 from ..extend import Decision, Extend, account, decide, plan_round, refinement, spacing
 from ..extension import LR, Addition, CurveIds, Extension, Round, path_of, write
 from ..store import RunStore
@@ -130,11 +131,16 @@ def extend_rounds(
             say("\n".join(proposal.lines))
         if not proposal.additions:
             return report
+        before = remembered(sweep, store)
         added = remember(sweep, store, proposal)
         grown = load()
         new = frozenset(run.id for run in _added(grown, added))
         if new:
-            latest = launch(replace(grown, only=new), store)
+            try:
+                latest = launch(replace(grown, only=new), store)
+            except ConfigError:  # nothing was launched, so that there was no round
+                write(path_of(store.root, sweep.grows_as), before)
+                raise
             report = replace(latest, counts=report.counts + latest.counts)
     return report
 

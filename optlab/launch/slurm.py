@@ -106,6 +106,7 @@ def launch_slurm(sweep: Sweep, store: RunStore, say: Say, options: Options) -> R
         report = Report(waiting=sum(plan.counts[state] for state in ALIVE))
         if plan.pending:
             batches = _batches(plan, store, requests, options)
+            _check_parallelism(options, len(batches))
             say(_described(batches, options))
         if plan.pending and not options.dry_run:
             _submit(plan, store, batches, options, say)
@@ -204,6 +205,15 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield items[start : start + size]
 
 
+def _check_parallelism(options: Options, arrays: int) -> None:
+    if options.array_parallelism and options.array_parallelism < arrays:
+        raise ConfigError(
+            f"hydra.launcher.array_parallelism={options.array_parallelism} jobs at a time cannot "
+            f"be shared out among the {arrays} arrays of this launch: state {arrays} or more, or "
+            "ask for fewer arrays (hydra.launcher.max_array, runs_per_job)."
+        )
+
+
 def _max_array_size() -> int:
     """What this SLURM takes as one array; no limit where it cannot be asked (a dry run)."""
     try:
@@ -255,7 +265,7 @@ def _submit(
     code = snapshot(ROOT, store.root.absolute() / "code", (store.root, results))
     ready = [(request, replace(batch, code=str(code))) for request, batch in batches]
     parallel = options.array_parallelism
-    share = max(1, parallel // len(ready)) if parallel else None
+    share = parallel // len(ready) if parallel else None
     executors = [_executor(request, batch, options, share) for request, batch in ready]
     with _own_environment():
         try:

@@ -186,6 +186,18 @@ def test_runs_that_failed_here_are_retried_here(optlab: Optlab, store: RunStore)
     assert {store.status(run.id) for run in others} == {"missing"}
 
 
+def test_retry_as_json_is_one_object(optlab: Optlab, store: RunStore) -> None:
+    failed, *_ = ad_hoc(TINY_ONES).runs
+    fill(store, failed, ["records", "failure"])
+    told = optlab("retry", *TINY_ONES, "--json", "hydra.launcher.workers=1")
+
+    assert told.code == 0, told.err
+    (part,) = told.json["retried"]
+    assert (part["launcher"], part["runs"]) == ("local", [failed.id])
+    assert "Retrying 1" in told.err
+    assert store.status(failed.id) == "finished"
+
+
 def test_a_launcher_setting_that_does_not_exist_is_refused(optlab: Optlab, store: RunStore) -> None:
     fill(store, ad_hoc(TINY_ONES).runs[0], ["records", "failure"])
     told = optlab("retry", *TINY_ONES, "--launcher", "here", "hydra.launcher.wrkers=1")

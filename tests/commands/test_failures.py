@@ -121,6 +121,15 @@ def test_logs_hold_the_end_of_the_jobs_output(
     assert "  ... 98 lines before\n  line 98\n  line 99\n" in out
 
 
+def test_logs_as_json_are_one_object(optlab: Optlab, failed: Sweep) -> None:
+    run = failed.runs[0].id
+    told = optlab("logs", run, "--json")
+
+    assert told.json["run"] == run and told.json["state"] == "failed"
+    assert told.json["files"] and all(file["text"] for file in told.json["files"])
+    assert "give one of them" in optlab("logs", run, "--json", "--follow").err
+
+
 def test_an_unknown_run_gives_the_nearest(optlab: Optlab, failed: Sweep) -> None:
     told = optlab("logs", failed.runs[0].name + "x")
 

@@ -54,6 +54,25 @@ def test_hours_count_every_gpu_of_a_run(store: RunStore, half: Sweep) -> None:
     assert "GPU" not in describe(none)
 
 
+def test_gpus_that_the_command_line_asks_for_count(
+    optlab: Optlab, store: RunStore, half: Sweep
+) -> None:
+    hours = [
+        json.loads(optlab("plan", *SWEEP, "--json", *words).out)["forecast"]["hours"]
+        for words in ((), ("hydra.launcher.gpus_per_run=4",))
+    ]
+
+    assert hours == [36, 144]
+
+
+def test_what_was_spent_counts_the_gpus_of_that_time(store: RunStore, half: Sweep) -> None:
+    first = half.runs[0].id
+    note = {"job": "7_0", "submitted": "", "sweep": half.name, "log": "", "gpus": 8}
+    (store.folder(first) / "slurm.json").write_text(json.dumps(note))
+
+    assert make_plan(half, store).spent == 2 * 6 + 2 * 12 + 7 * 6
+
+
 def test_runs_of_other_sweeps_measure_the_same_parts(store: RunStore, half: Sweep) -> None:
     """Learning rate, seed, schedule and length do not matter; the batch size does."""
     same = ad_hoc(shrunk("optimizer=adamw", "optimizer.lr=0.5,5.0", "train.steps=60",

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from optlab.errors import ConfigError
+from optlab.launch import slurm
 from optlab.launch.slurm import launch_slurm, options
 from optlab.paths import CONF
 from optlab.store import RunStore
@@ -73,6 +74,31 @@ def test_a_dry_run_needs_no_slurm_and_writes_nothing(
         "Would submit 1 runs as 1 jobs",
     ]
     assert not store.root.exists()
+
+
+def test_jobs_at_a_time_that_the_arrays_cannot_share_are_refused(store: RunStore) -> None:
+    change = {"dry_run": True, "max_array": 1, "array_parallelism": 2}
+    chosen = options({**SETTINGS, **change}, ())
+
+    with pytest.raises(ConfigError, match=r"array_parallelism=2 .* among the 3 arrays"):
+        launch_slurm(ad_hoc(shrunk("seed=0,1,2")), store, print, chosen)
+
+
+def test_no_array_is_larger_than_slurm_takes(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "_max_array_size", lambda: 2)
+    said: list[str] = []
+    launch_slurm(
+        ad_hoc(shrunk("seed=0,1,2,3,4")),
+        store,
+        said.append,
+        options({**SETTINGS, "dry_run": True}, ()),
+    )
+
+    assert [line.split(" (")[0].split(" as ")[0] for line in said[-1].split("\n")] == [
+        "Would submit 2 runs", "Would submit 2 runs", "Would submit 1 runs",
+    ]  # fmt: skip
 
 
 def test_the_command_line_wins_over_a_file_and_a_file_over_the_launcher(store: RunStore) -> None:

@@ -15,6 +15,7 @@ from lab import Lab, valley
 from optlab import sweep as sweeps
 from optlab.errors import ConfigError
 from optlab.extension import path_of, read
+from optlab.launch.grown import remembered
 from optlab.launch.here import launch_here
 from optlab.launch.launch import Report
 from optlab.launch.rounds import extend_rounds, propose, remember
@@ -307,3 +308,17 @@ def test_a_certified_point_is_bit_by_bit_what_its_run_would_be(
     assert list(drawn["certified_by"]) == [each.by.id for each in certified]
     assert by is not None and own is not None and repr(asdict(by)) == repr(asdict(own))
     assert trained["final_loss"] == drawn["final_loss"][0] and trained["certified_by"] == ""
+
+
+def test_a_round_whose_launch_is_refused_was_none(lab: Lab) -> None:
+    def refused(sweep: Sweep, store: RunStore) -> Report:
+        raise ConfigError("over the budget")
+
+    launch, lab.launch = lab.launch, refused  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="over the budget"):
+        lab.extend()
+    assert not remembered(lab.load(), lab.store).rounds
+
+    lab.launch = launch  # type: ignore[method-assign]
+    lab.extend()
+    assert remembered(lab.load(), lab.store).rounds

@@ -12,11 +12,12 @@ import pytest
 
 from optlab.config import compose_run
 from optlab.errors import ConfigError
+from optlab.launch import slurm as slurm_launcher
 from optlab.launch.here import launch_here
 from optlab.launch.standing import standings
 from optlab.paths import ROOT
 from optlab.store import RunStore
-from slurm import wait_until
+from slurm import ask, wait_until
 from support import TINY, environment, shrunk
 
 LONG = ("optimizer=muonmax_momo", "train.steps=3000", "train.eval_every=100")
@@ -249,3 +250,11 @@ def test_a_run_on_two_gpus_of_two_nodes_gives_what_one_process_gives(cluster) ->
         alone = [record["val_loss"] for record in here.records(run.id)]
         together = [record["val_loss"] for record in store.records(run.id)]
         assert together == pytest.approx(alone, rel=1e-4)
+
+
+def test_the_largest_array_is_what_this_slurm_says(cluster) -> None:
+    (line,) = [
+        each for each in ask("scontrol", "show", "config").split("\n") if "MaxArraySize" in each
+    ]
+
+    assert slurm_launcher._max_array_size() == int(line.split("=")[1])
