@@ -64,6 +64,15 @@ def parse(override: str) -> tuple[str, Any]:
     return str(parsed.key_or_group), plain(parsed.value())
 
 
+def is_launcher_setting(word: str) -> bool:
+    """Whether an override says where runs run, and not what they are.
+
+    Options of sbatch are added (``+hydra.launcher.additional.reservation=night``): no file states
+    them.
+    """
+    return word.startswith(("hydra.", "hydra/", "+hydra.launcher.additional."))
+
+
 def parse_override(text: str) -> Override:
     """One override in Hydra's syntax; additions and deletions are refused.
 

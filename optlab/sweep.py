@@ -280,8 +280,9 @@ def _declared(path: Path, scale: str) -> _Declared:
     fixed = content.get("fixed") or {}
     if not isinstance(fixed, dict):
         raise ConfigError(f"{where}: fixed must map override keys to values, not {fixed!r}.")
-    for key in fixed:
+    for key, value in fixed.items():
         _refuse_setting(str(key), where)
+        _refuse_nested(str(key), value, f"{where}: fixed")
     fixed = {str(key): [value] for key, value in fixed.items()}
     seeds = {"seed": _seeds(content.get("seeds", 1), where)}
     grid = content.get("grid") or []
@@ -291,7 +292,9 @@ def _declared(path: Path, scale: str) -> _Declared:
         raise ConfigError(f"{where}: the grid is empty. State at least one block under 'grid'.")
     shared = _resources(content.get(_RESOURCES), where)
     then = _then(content.get(_THEN), where)
-    blocks = [{**fixed, **_axes(block, where, shared, then), **seeds} for block in grid]
+    axes = [_axes(block, where, shared, then) for block in grid]
+    _refuse_unused(fixed, axes, where)
+    blocks = [{**fixed, **block, **seeds} for block in axes]
     if any(_THEN in block and LR not in block for block in blocks):
         raise ConfigError(
             f"{where}: a second stage ('{_THEN}') follows at the best learning rate, so its block "
@@ -301,6 +304,11 @@ def _declared(path: Path, scale: str) -> _Declared:
     if extend and not any(LR in block for block in blocks):
         raise ConfigError(f"{where}: extend has nothing to extend: no block has the axis '{LR}'.")
     figures = _figures(content.get("figures") or ["lr_sensitivity"], where)
+    if any("seed" in each for each in (fixed, *axes)):
+        raise ConfigError(
+            f"{where}: seeds have a key of their own, beside fixed and grid, such as seeds: 3 or "
+            "seeds: [7]; take 'seed' out of the others."
+        )
     return _Declared(blocks, figures, _budget(content.get("budget"), where), extend)
 
 
@@ -338,7 +346,36 @@ def _seeds(value: Any, where: str) -> list[int]:
     seeds = list(range(value)) if type(value) is int else value
     if not isinstance(seeds, list) or not seeds or any(type(seed) is not int for seed in seeds):
         raise ConfigError(f"{where}: seeds must be a count above 0 or a list, not {value!r}.")
+    _refuse_repeated(seeds, f"{where}: seeds")
     return seeds
+
+
+def _refuse_repeated(values: Sequence[Any], what: str) -> None:
+    """Raise where a value stands twice; 1 and 1.0 are one value, 1 and true are two."""
+    for index, value in enumerate(values):
+        for other in values[:index]:
+            if value == other and isinstance(value, bool) == isinstance(other, bool):
+                raise ConfigError(f"{what} states {value!r} more than once: state it once.")
+
+
+def _refuse_unused(fixed: Axes, blocks: Sequence[Axes], where: str) -> None:
+    """Raise for a fixed value that no run would have."""
+    for key in fixed:
+        if all(key in block for block in blocks):
+            raise ConfigError(
+                f"{where}: '{key}' is fixed, and an axis of every block of the grid, so that no "
+                "run would have the fixed value: state it in one of the two."
+            )
+
+
+def _refuse_nested(key: str, value: Any, what: str) -> None:
+    """Raise for a section with keys below it in the place of dotted keys."""
+    if "." not in key and isinstance(value, dict):
+        inner, example = next(iter(value.items()), ("KEY", "VALUE"))
+        raise ConfigError(
+            f"{what} states {key} with keys below it. Overrides have dotted keys: write "
+            f"{key}.{inner}: {example}."
+        )
 
 
 def _resources(value: Any, where: str) -> Request:
@@ -397,11 +434,13 @@ def _values(key: str, value: Any, where: str) -> list[Any]:
     values = value if isinstance(value, list) else [value]
     if not values:
         raise ConfigError(f"{where}: the axis '{key}' is empty, so its block stands for no run.")
+    _refuse_repeated(values, f"{where}: the axis '{key}'")
     return values
 
 
 def _log_grid(key: str, value: Mapping[Any, Any], where: str) -> list[float]:
-    if sorted(value) != sorted(_LOG_KEYS):
+    if sorted(map(str, value)) != sorted(_LOG_KEYS):
+        _refuse_nested(key, value, f"{where}: a block of the grid")
         raise ConfigError(
             f"{where}: the axis '{key}' must be a list of values or "
             f"{{log10: [low, high], per_decade: n}}, not {dict(value)!r}."
@@ -413,6 +452,11 @@ def _log_grid(key: str, value: Mapping[Any, Any], where: str) -> list[float]:
         raise ConfigError(
             f"{where}: the axis '{key}' must be {{log10: [low, high], per_decade: n}} with two "
             f"exponents and a count above 0, not {dict(value)!r}."
+        )
+    if numbers[0] > numbers[1]:
+        raise ConfigError(
+            f"{where}: the axis '{key}' must rise, and log10: {numbers} falls: write "
+            f"[{numbers[1]}, {numbers[0]}]."
         )
     return log_grid(numbers[0], numbers[1], per_decade)
 

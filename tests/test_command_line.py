@@ -42,7 +42,7 @@ def refused(done: subprocess.CompletedProcess[str], *expected: str) -> None:
         ("-m hydra.launcher.workers=two", "hydra.launcher.workers must be a number"),
         ("-m hydra.launcher.workers=-1", "hydra.launcher.workers must be a number"),
         ("-m hydra/sweeper=basic seed=0,1", "need hydra/sweeper=optlab"),
-        ("-m hydra/launcher=basic seed=0,1", "use hydra/launcher=local"),
+        ("-m hydra/launcher=basic seed=0,1", "hydra/launcher may be: here, local, slurm."),
         ("optimizer=adamw optimizer.betas=[2.0,0.9]", "conf/optimizer/adamw.yaml cannot be built"),
         ("optimizer=adamw optimizer.betas=[0.9]", "conf/optimizer/adamw.yaml cannot be built"),
         ("-m optimizer=adamw optimizer.betas=[0.9],[0.8]", "conf/optimizer/adamw.yaml cannot"),

@@ -158,6 +158,17 @@ def test_selecting_a_method_that_the_sweep_lacks_names_those_it_has(write) -> No
         ("grid: [{seed: [1]}]\nextend: 2", "extend must be a mapping"),
         ("grid: [{seed: [1]}]\nextend: {}", "extend has nothing to extend"),
         ("- 1", "must hold the keys"),
+        ("fixed: {seed: 7}\ngrid: [{optimizer: adamw}]\nseeds: 3", "seeds have a key of their own"),
+        ("grid: [{optimizer: adamw, seed: [1, 2]}]", "seeds have a key of their own"),
+        (
+            "fixed: {optimizer: adamw}\ngrid: [{optimizer: scion}, {optimizer: [muonmax]}]",
+            "'optimizer' is fixed, and an axis of every block",
+        ),
+        ("grid: [{optimizer: adamw}]\nseeds: [0, 1, 1]", "seeds states 1 more than once"),
+        ("grid: [{optimizer.lr: [1, 0.1, 1.0]}]", "axis 'optimizer.lr' states 1.0 more than once"),
+        ("fixed: {train: {steps: 300}}\ngrid: [{optimizer: adamw}]", "write train.steps: 300."),
+        ("grid: [{train: {steps: [3]}}]", "write train.steps: [3]."),
+        ("grid: [{optimizer.lr: {log10: [2, -3], per_decade: 1}}]", "'optimizer.lr' must rise"),
         ("grid: [", "cannot be read"),
     ],
 )

@@ -81,4 +81,6 @@ def plan(name: str, overrides: Sequence[str], *, rounds: int | None, refine: boo
 
 def _of_runs(overrides: Sequence[str]) -> list[str]:
     """The overrides that are not about the launcher."""
-    return [each for each in overrides if not each.startswith(("hydra/", "hydra."))]
+    from ..overrides import is_launcher_setting
+
+    return [each for each in overrides if not is_launcher_setting(each)]

@@ -152,9 +152,12 @@ def _bytes(path: Path) -> bytes:
 
 
 def _as_progress(line: str) -> str:
+    from ..launch.plan import train_loss
+
     try:
         record = json.loads(line)
         train, val = float(record["train_loss"]), float(record["val_loss"])
-        return f"step {record['step']:6d}  train {train:.4f}  val {val:.4f}"
+        step = int(record["step"])
+        return f"step {step:6d}  train {train_loss(step, train)}  val {val:.4f}"
     except (ValueError, KeyError, TypeError):
         return line

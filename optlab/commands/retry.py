@@ -34,8 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..errors import ConfigError
-    from ..launch.find import is_launcher_setting, sweep_of
+    from ..launch.find import sweep_of
     from ..launch.standing import standings
+    from ..overrides import is_launcher_setting
 
     sweep, store = sweep_of(args.sweep, args.overrides)
     found = standings([run.id for run in sweep.runs], store, explain=True)

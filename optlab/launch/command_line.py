@@ -24,11 +24,19 @@ from yaml import YAMLError
 from ..config import Run, Settings, compose_run
 from ..distributed import Ranks, check_share, ranks_from_environment
 from ..errors import ConfigError, nearest
-from ..overrides import check_option, config_loader, is_group, override_values, parse_override
+from ..overrides import (
+    check_option,
+    config_loader,
+    is_group,
+    is_launcher_setting,
+    override_values,
+    parse_override,
+)
 from ..paths import CONF
 from ..scale import names_scale, refuse_without_file
 from ..store import RunStore, check_writable
 from ..sweep import Sweep, load
+from .find import setting
 from .here import train_here
 from .launch import Report
 
@@ -56,7 +64,7 @@ def checked(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _check(arguments: Sequence[str]) -> None:
-    _check_launcher([argument for argument in arguments if argument.startswith("hydra")])
+    _check_launcher([argument for argument in arguments if is_launcher_setting(argument)])
     flags = [argument for argument in arguments if argument.startswith("-")]
     overrides = [argument for argument in arguments if "=" in argument and argument not in flags]
     if {"-m", "--multirun"} & set(flags):
@@ -72,7 +80,7 @@ def _check(arguments: Sequence[str]) -> None:
         for override in overrides:
             if override.startswith("sweeps="):
                 load(override.removeprefix("sweeps="), scale)
-            else:
+            elif not is_launcher_setting(override):
                 _check_options(override)
         sys.argv[1:] = [_as_axis(argument, overrides) for argument in arguments]
         return
@@ -80,9 +88,10 @@ def _check(arguments: Sequence[str]) -> None:
     if named:
         raise ConfigError(f"{named[0]} is a set of runs: add -m (python launch.py -m {named[0]}).")
     refuse_without_file(overrides)
-    for override in overrides:
+    of_run = [override for override in overrides if not is_launcher_setting(override)]
+    for override in of_run:
         _check_options(override)
-    compose_run([override for override in overrides if not override.startswith("hydra")])
+    compose_run(of_run)
 
 
 def _check_alone(ranks: Ranks) -> None:
@@ -99,11 +108,15 @@ def _check_launcher(words: Sequence[str]) -> None:
     chosen = [word.partition("=")[2] for word in words if word.startswith("hydra/launcher=")]
     file = CONF / "hydra" / "launcher" / f"{[_LAUNCHER, *chosen][-1]}.yaml"
     if not file.is_file():
-        return  # an option of Hydra's own, or none
+        ours = sorted(path.stem for path in file.parent.glob("*.yaml"))
+        raise ConfigError(
+            f"There is no launcher '{file.stem}'.{nearest(file.stem, ours)} hydra/launcher may be: "
+            f"{', '.join(ours)}."
+        )
     known = [str(key) for key in OmegaConf.load(file) if key != "_target_"]
     for word in words:
-        key = word.partition("=")[0].removeprefix("hydra.launcher.").split(".")[0]
-        if word.startswith("hydra.launcher.") and key not in known:
+        key = setting(word).split(".")[0]
+        if word.lstrip("+").startswith("hydra.launcher.") and key not in known:
             raise ConfigError(
                 f"hydra/launcher={file.stem} has no setting '{key}'.{nearest(key, known)} "
                 f"It has: {', '.join(known)}."
@@ -124,7 +137,7 @@ def _as_axis(argument: str, overrides: Sequence[str]) -> str:
     does not exist; axes it leaves to the sweeper.
     """
     key, _, value = argument.partition("=")
-    if argument not in overrides or key == "sweeps" or key.startswith(("hydra.", "hydra/")):
+    if argument not in overrides or key == "sweeps" or is_launcher_setting(argument):
         return argument
     if parse_override(argument).is_sweep_override():
         return argument

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ..config import Run, compose_run
 from ..errors import ConfigError, nearest
+from ..overrides import is_launcher_setting
 from ..store import RunStore, read_if_there
 from ..sweep import Sweep, from_arguments, load
 
@@ -18,11 +19,6 @@ def sweep_of(name: str, overrides: Sequence[str]) -> tuple[Sweep, RunStore]:
     words = [word for word in (name, *overrides) if not is_launcher_setting(word)]
     sweep = from_arguments(words) if "=" in name else load(name, words[1:])
     return sweep, RunStore(sweep.settings.runtime.runs_folder)
-
-
-def is_launcher_setting(word: str) -> bool:
-    """Whether an override says where runs run, and not what they are."""
-    return word.startswith(("hydra.", "hydra/"))
 
 
 def setting(word: str) -> str:

@@ -10,6 +10,7 @@ from ..stop import StopFlag
 from ..store import Record, RunStore
 from ..sweep import Sweep
 from .launch import Report, Say, conclude, prepare, refuse, representatives
+from .plan import train_loss
 
 
 def launch_here(sweep: Sweep, store: RunStore, say: Say, *, dry_run: bool) -> Report:
@@ -46,8 +47,8 @@ def train_here(
 
     def report(record: Record) -> None:
         say(
-            f"  step {record.step:6d}  train {record.train_loss:.4f}  val {record.val_loss:.4f}  "
-            f"lr {record.lr:.3g}  step size {record.step_size:.3g}"
+            f"  step {record.step:6d}  train {train_loss(record.step, record.train_loss)}  "
+            f"val {record.val_loss:.4f}  lr {record.lr:.3g}  step size {record.step_size:.3g}"
         )
 
     stop = StopFlag()

@@ -11,7 +11,7 @@ from ..config import Run
 from ..errors import ConfigError
 from ..store import RunStore, check_writable
 from ..sweep import Sweep
-from .plan import Plan, describe, make_plan, refusal, refuse_beyond_budget
+from .plan import Plan, describe, make_plan, plural, refusal, refuse_beyond_budget
 
 Say = Callable[[str], None]
 
@@ -97,6 +97,7 @@ def conclude(report: Report, store: RunStore, say: Say) -> None:
     if causes:
         say(f"Logs are in {store.root}/<id>/log.txt. Launch again to retry what failed.")
     if report.counts["busy"]:
-        say(f"{report.counts['busy']} runs are being trained by another process; left alone.")
+        busy = plural(report.counts["busy"], "run")
+        say(f"Left alone: {busy} that another process trains.")
     if report.stopped:
         say(report.stopped)

@@ -12,6 +12,7 @@ from ..config import Settings
 from ..store import RunStore
 from ..sweep import Sweep
 from .launch import Report, Say, conclude, prepare, refuse, representatives
+from .plan import plural
 from .pool import Pool
 from .progress import Display
 
@@ -29,7 +30,7 @@ def launch_local(sweep: Sweep, store: RunStore, say: Say, *, workers: int, dry_r
     if dry_run or not plan.pending:
         return Report()
     count = min(workers or default_workers(sweep.settings), len(plan.pending))
-    say(f"Starting {count} workers; Ctrl-C stops, and the same command goes on.")
+    say(f"Starting {plural(count, 'worker')}; Ctrl-C stops, and the same command goes on.")
     pool = Pool(count, store, sweep.settings, attempts=_ATTEMPTS, stop_within=_STOP_WITHIN)
     with _terminate_as_interrupt(), pool:
         refuse(pool.check(representatives(plan.pending)), plan.pending)

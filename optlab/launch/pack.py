@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..store import DONE, Owner, RunStore, check_writable
 from .batch import Batch, note_requeues, owns, read_batch
 from .job import Stop
+from .plan import plural
 from .pool import CannotStart, Pool
 from .worker import Ended, Step
 
@@ -56,7 +57,8 @@ def _ours(batch: Batch, store: RunStore, ranks: Ranks) -> list[Run]:
     kept = [run_id for run_id in batch.tasks[task] if owns(batch, run_id)]
     left = len(batch.tasks[task]) - len(kept)
     if left:
-        say(f"{left} runs were submitted again since; they are left to that job.")
+        again = "1 run was" if left == 1 else f"{left} runs were"
+        say(f"{again} submitted again since, and left to that job.")
     if ranks.leads:
         note_requeues(batch, kept, Owner.here().job, Owner.here().attempt)
     return [store.load(run_id) for run_id in kept]
@@ -76,7 +78,7 @@ def _train(batch: Batch, store: RunStore, runs: Sequence[Run], stop: Stop, ranks
         return 1
     if ranks.together:
         todo = list(runs)
-    say(f"{len(runs)} runs, {len(todo)} of them to train.")
+    say(f"{plural(len(runs), 'run')}, {len(todo)} of them to train.")
     pool = Pool(
         min(batch.side_by_side, len(todo)),
         store,
@@ -113,7 +115,7 @@ def _failed_here(batch: Batch, store: RunStore, run: Run) -> bool:
 
 def _stopped(batch: Batch, store: RunStore, left: Sequence[Run], stop: Stop) -> int:
     word = "USR2" if stop.user else "TERM"
-    say(f"Stopped by {word} with {len(left)} runs to go on with.")
+    say(f"Stopped by {word} with {plural(len(left), 'run')} to go on with.")
     if stop.user and Owner.here().attempt >= batch.max_requeues:
         _give_up(batch, store, left)
         return 1
@@ -127,7 +129,7 @@ def _give_up(batch: Batch, store: RunStore, left: Sequence[Run]) -> None:
     )
     for run in left:
         store.fail(run.id, cause, cause)
-    say(f"{len(left)} runs are given up: {cause}.")
+    say(f"Given up: {plural(len(left), 'run')}: {cause}.")
 
 
 class JobLog:

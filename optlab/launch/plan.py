@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections import Counter
@@ -155,7 +156,7 @@ def _free(folder: Path) -> int | None:
 def describe(plan: Plan) -> str:
     """The plan, a sentence a line."""
     words = ", ".join(f"{count} {status}" for status, count in sorted(plan.counts.items()))
-    lines = [f"Sweep {plan.sweep.name}: {plan.total} runs ({words}).", *plan.sweep.notes]
+    lines = [f"Sweep {plan.sweep.name}: {plural(plan.total, 'run')} ({words}).", *plan.sweep.notes]
     if sentence := plan.former.sentence(plan.sweep):
         lines.append(sentence)
     if plan.problem:
@@ -173,14 +174,14 @@ def _cost(plan: Plan) -> list[str]:
     cost, count = plan.forecast, len(plan.pending)
     if cost.unknown == count:
         return [
-            f"{count} runs to do; none of their kind was measured yet, so there is no forecast "
-            "(python -m optlab plan ... --probe makes one)."
+            f"{plural(count, 'run')} to do; none of their kind was measured yet, so there is no "
+            "forecast (python -m optlab plan ... --probe makes one)."
         ]
     hours = f" ({cost.hours:.3g} {plan.unit})" if plan.unit == "GPU-hours" else ""
     lines = [
         f"About {duration(cost.seconds)} of training{hours} for the {count - cost.unknown} runs to "
-        f"do, measured on {cost.samples} runs of the same parts ({', '.join(cost.devices)}); "
-        "evaluation comes on top."
+        f"do, measured on {plural(cost.samples, 'run')} of the same parts "
+        f"({', '.join(cost.devices)}); evaluation comes on top."
     ]
     if cost.guessed:
         lines.append(
@@ -257,6 +258,11 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def train_loss(step: int, loss: float) -> str:
+    """A training loss; before the first step there is none."""
+    return "-" if step == 0 and math.isnan(loss) else f"{loss:.4f}"
 
 
 def size(count: int) -> str:

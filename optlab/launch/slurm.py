@@ -31,7 +31,7 @@ from ..sweep import Sweep
 from .batch import Batch, adopt, new_name, note_intent, note_job, note_withdrawn, write_batch
 from .find import setting
 from .launch import Report, Say, conclude, prepare, refuse, representatives
-from .plan import Plan, duration
+from .plan import Plan, duration, plural
 from .progress import Display
 from .snapshot import snapshot
 from .standing import ALIVE, standings
@@ -236,10 +236,10 @@ def _described(batches: Sequence[tuple[Resources, Batch]], options: Options) -> 
     for request, batch in batches:
         runs = sum(len(ids) for ids in batch.tasks)
         words = [
-            f"{verb} {runs} runs as {len(batch.tasks)} jobs ({batch.name})",
+            f"{verb} {plural(runs, 'run')} as {plural(len(batch.tasks), 'job')} ({batch.name})",
             f"partition {request.partition}" if request.partition else "",
             f"{request.gpus_per_run} GPU" if request.gpus_per_run else "no GPU",
-            f"{request.cpus} cores",
+            _cores(request),
             f"on {request.nodes} nodes" if request.nodes > 1 else "",
             request.memory or "",
             f"at most {duration(60 * request.time)}",
@@ -248,6 +248,13 @@ def _described(batches: Sequence[tuple[Resources, Batch]], options: Options) -> 
         ]
         lines.append(", ".join(word for word in words if word) + ".")
     return "\n".join(lines)
+
+
+def _cores(request: Resources) -> str:
+    """The cores of a job; one has as many processes as it asks for ``cpus`` for."""
+    processes = request.nodes * request.tasks_per_node
+    each = f" ({request.cpus} per process)" if processes > 1 else ""
+    return plural(processes * request.cpus, "core") + each
 
 
 def _submit(
@@ -324,7 +331,8 @@ def _refused(message: str) -> ConfigError:
     said = " ".join(message.split()) or "no reason given"
     return ConfigError(
         f"SLURM refuses the jobs: {said}. Nothing was submitted. Change the request (partition, "
-        "account, gpus_per_run ..., all of hydra.launcher) and launch again."
+        "account, qos, time, nodes, gpus_per_run, cpus, memory, constraint: all of hydra.launcher) "
+        "and launch again."
     )
 
 

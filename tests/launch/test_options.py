@@ -70,8 +70,8 @@ def test_a_dry_run_needs_no_slurm_and_writes_nothing(
 
     lines = said[-1].split("\n")
     assert [line.split(" (")[0] for line in lines] == [
-        "Would submit 2 runs as 1 jobs",
-        "Would submit 1 runs as 1 jobs",
+        "Would submit 2 runs as 1 job",
+        "Would submit 1 run as 1 job",
     ]
     assert not store.root.exists()
 
@@ -97,8 +97,45 @@ def test_no_array_is_larger_than_slurm_takes(
     )
 
     assert [line.split(" (")[0].split(" as ")[0] for line in said[-1].split("\n")] == [
-        "Would submit 2 runs", "Would submit 2 runs", "Would submit 1 runs",
+        "Would submit 2 runs", "Would submit 2 runs", "Would submit 1 run",
     ]  # fmt: skip
+
+
+def test_cores_are_those_of_a_job_and_of_each_of_its_processes(store: RunStore) -> None:
+    said: list[str] = []
+    change = {"dry_run": True, "gpus_per_run": 2, "cpus": 2}
+    launch_slurm(
+        ad_hoc(shrunk("seed=0,1")), store, said.append, options({**SETTINGS, **change}, [])
+    )
+    assert ", 2 GPU, 4 cores (2 per process)," in said[-1]
+    change = {"dry_run": True, "gpus_per_run": 0, "cpus": 1}
+    launch_slurm(
+        ad_hoc(shrunk("seed=0,1")), store, said.append, options({**SETTINGS, **change}, [])
+    )
+    assert ", no GPU, 1 core," in said[-1]
+
+
+def test_options_of_sbatch_are_added_on_the_command_line(command) -> None:
+    """Hydra wants a plus for keys that no file states."""
+    word = "+hydra.launcher.additional.reservation=night"
+    dry = ["hydra/launcher=slurm", "hydra.launcher.dry_run=true"]
+    done = command("launch.py", "-m", *shrunk("seed=0,1"), *dry, word)
+
+    assert done.returncode == 0, done.stderr
+    assert "Would submit 2 runs" in done.stdout
+    done = command("launch.py", "-m", *shrunk("seed=0,1"), *dry, "+hydra.launcher.reservation=x")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+
+
+def test_an_added_option_reaches_sbatch(cluster, command, tmp_path) -> None:
+    small = [f"hydra.launcher.{word}" for word in ("gpus_per_run=0", "cpus=1", "memory=100M")]
+    settings = [*small, "hydra/launcher=slurm", "+hydra.launcher.additional.reservation=night"]
+    runs = f"runtime.runs={tmp_path / 'runs'}"
+    done = command("launch.py", "-m", *shrunk("seed=0"), runs, *settings)
+
+    assert done.returncode == 1
+    assert "SLURM refuses the jobs" in done.stderr and "eservation" in done.stderr
+    assert "cpus, memory, constraint" in done.stderr
 
 
 def test_the_command_line_wins_over_a_file_and_a_file_over_the_launcher(store: RunStore) -> None:

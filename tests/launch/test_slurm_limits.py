@@ -102,5 +102,5 @@ def test_a_run_saves_before_its_time_limit_and_goes_on_in_the_requeued_job(
     assert cluster.ended(job) == "CANCELLED"
     before, after = log.read_text().split("Resumed at step ")[:2]
     assert f"Stopped by a signal at step {after.split('.')[0]}; saved." in before
-    assert "Stopped by USR2 with 1 runs to go on with." in cluster.log(store, run)
+    assert "Stopped by USR2 with 1 run to go on with." in cluster.log(store, run)
     assert "TIMEOUT" not in ask("sacct", "-D", "-X", "-n", f"--jobs={job}", "--format=State")
