@@ -55,6 +55,8 @@ def analyse_sweep(
     runs, records, notes = reading.read(store, sweep.runs, folder / ".tables.cache")
     if sweep.certified:
         runs = pd.concat([runs, store.runs_table([], sweep.certified)], ignore_index=True)
+        beside, torn = _records_beside(sweep, store)
+        records, notes = pd.concat([records, beside], ignore_index=True), [*notes, *torn]
     runs = runs.assign(setting=settings(sweep))
     if export is not None:
         write(export, runs, records)
@@ -74,6 +76,16 @@ def analyse_sweep(
         extension=_extension(sweep, store),
         stages=stages(sweep),
     )
+
+
+def _records_beside(sweep: Sweep, store: RunStore) -> tuple[pd.DataFrame, list[str]]:
+    """Records of certified runs that were trained after all, and of sources outside the sweep."""
+    planned = {run.id for run in sweep.runs}
+    every = [run for each in sweep.certified for run in (each.run, each.by)]
+    _, records, notes = reading.read(
+        store, list({run.id: run for run in every if run.id not in planned}.values())
+    )
+    return records, notes
 
 
 def first_stage(sweep: Sweep) -> Sweep:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,8 @@ import pytest
 
 from analysis import sweeps
 from analysis.__main__ import main
+from optlab.certify import Certified
+from optlab.config import compose_run
 from optlab.errors import ConfigError
 from optlab.store import Record, Result, RunStore
 from optlab.sweep import Sweep, ad_hoc
@@ -78,6 +81,44 @@ def test_an_axis_that_the_table_of_runs_does_not_show_separates_curves(tmp_path)
 
     assert set(sweeps.settings(sweep)) == {"model.width=8", "model.width=16"}
     assert "AdamW (model.width=8)" in sweeps.analyse_sweep(sweep)
+
+
+def certified_sweep(tmp_path: Path) -> Sweep:
+    """MuonMax-Momo at two learning rates, and a larger one that would repeat the second."""
+    place = f"runtime.runs={tmp_path}/runs", f"runtime.results={tmp_path}/results"
+    sweep = ad_hoc(["optimizer=muonmax_momo", "optimizer.lr=0.1,1", *place])
+    run = compose_run(["optimizer=muonmax_momo", "optimizer.lr=10", *place])[0]
+    store = RunStore(tmp_path / "runs")
+    finish(store, sweep, [0.5, 0.3])
+    source = store.result(sweep.runs[1].id)
+    assert source is not None
+    store.finish(sweep.runs[1].id, replace(source, capped_steps=0))
+    return replace(
+        sweep,
+        certified=(Certified(run, sweep.runs[1]),),
+        certified_points=({"optimizer": "muonmax_momo", "optimizer.lr": 10.0},),
+    )
+
+
+def test_a_certified_run_has_the_evaluations_of_the_one_that_it_repeats(tmp_path):
+    sweep = certified_sweep(tmp_path)
+    by = sweep.runs[1]
+    store = RunStore(tmp_path / "runs")
+    store.append(by.id, Record(110, 110, 0.0, 0.2, 0.2, by.lr, by.lr, 1.0))
+    store.append(sweep.runs[0].id, Record(110, 110, 0.0, 0.4, 0.4, 0.1, 0.1, 1.0))
+    sweeps.analyse_sweep(sweep, final="mean:2")
+    points = pd.read_csv(tmp_path / "results" / sweep.name / "lr_sensitivity.csv")
+
+    assert points["mean"].tolist() == pytest.approx([0.45, 0.25, 0.25])
+
+
+def test_a_certified_run_that_was_trained_after_all_has_its_own_evaluations(tmp_path):
+    sweep = certified_sweep(tmp_path)
+    finish(RunStore(tmp_path / "runs"), replace(sweep, runs=(sweep.certified[0].run,)), [0.7])
+    sweeps.analyse_sweep(sweep, final="mean:1")
+    points = pd.read_csv(tmp_path / "results" / sweep.name / "lr_sensitivity.csv")
+
+    assert points["mean"].tolist() == pytest.approx([0.5, 0.3, 0.7])
 
 
 def test_a_node_is_named_by_the_class_that_it_builds():
