@@ -144,8 +144,8 @@ def _notes(damaged: Sequence[str]) -> list[str]:
     shown = ", ".join(damaged[:SHOWN]) + (" ..." if len(damaged) > SHOWN else "")
     return [
         f"{plural(len(damaged), 'run')} with a line in records.jsonl that cannot be read (records "
-        f"are left out, results count): {shown}. Delete such a folder and launch again to train "
-        "the run anew."
+        f"are left out; a result counts, a run without one has failed): {shown}. Delete such a "
+        "folder and launch again to train the run anew."
     ]
 
 

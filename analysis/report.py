@@ -28,6 +28,7 @@ from .tables import lr_text, plural
 WRAP = 100  # columns of a terminal
 LAST = Final()
 PAGE = "report.html"
+ALWAYS_SAID = ("failed", "running", "missing")  # of a sweep's runs, also where there are none
 
 
 def analyse(
@@ -133,8 +134,8 @@ def coverage(study: Study, launch: str) -> str:
     done, diverged = int(is_done(runs).sum()), int(is_diverged(runs).sum())
     unfinished = [
         f"{counts.get(outcome, 0)} {outcome}"
-        for outcome in ("failed", "preempted", "running", "missing")
-        if outcome != "preempted" or outcome in counts
+        for outcome in ("failed", "lost", "preempted", "running", "queued", "missing")
+        if outcome in ALWAYS_SAID or outcome in counts
     ]
     head = (
         f"{study.name}: {done} of {total} runs done ({diverged} of them diverged), "
@@ -184,8 +185,12 @@ def _warning(curve: Curve, optimum: Optimum | None, width: Usable) -> str:
 
 
 def _failures(runs: pd.DataFrame) -> list[str]:
-    causes = runs.loc[runs["outcome"] == "failed", "cause"].value_counts()
-    return [_wrapped(f"  failed ({n}): {cause or 'no cause given'}") for cause, n in causes.items()]
+    causes = [
+        (word, cause, n)
+        for word in ("failed", "lost")
+        for cause, n in runs.loc[runs["outcome"] == word, "cause"].value_counts().items()
+    ]
+    return [_wrapped(f"  {word} ({n}): {cause or 'no cause given'}") for word, cause, n in causes]
 
 
 def _non_finite(runs: pd.DataFrame) -> list[str]:
