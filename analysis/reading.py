@@ -2,7 +2,7 @@
 
 A run that is done is known by its id, its labels and the identity of its files (time, size, inode);
 where one differs, the run is read again. A cache that is damaged, or of other columns, is as good
-as none. Runs that are not done are read every time.
+as none. Runs that are not done are read every time. What is no run as it was launched is left out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,17 +21,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from optlab.config import Run
+from optlab.errors import ConfigError
 from optlab.store import DONE, RECORD_COLUMNS, RUN_COLUMNS, RunStore, write_bytes
 
 from .tables import plural
 
-FILES = ("result.json", "records.jsonl")
+FILES = ("result.json", "records.jsonl", "config.yaml")
 VERSION = 1
 DIGEST = 32  # bytes of SHA-256 before the rest
 SETTLED = 2.0  # seconds; a younger file could change again without a change of its time
 SHOWN = 5  # runs that a note names
+RUN_ID = re.compile("[0-9a-f]{12}")
+CHANGED = "its config.yaml is not the one that it was launched with"
+
+# columns of the table of runs that a sweep knows without the run's files
+OF_SWEEP = ("run", "method", "lr", "seed", "model", "dataset", "norms", "schedule", "steps")
 
 Row = dict[str, Any]
 Identity = list[list[int] | None]
@@ -50,7 +58,8 @@ def read(
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     """The tables ``runs_table`` and ``records_table`` of the store, and notes on damaged files.
 
-    A run with a line in ``records.jsonl`` that cannot be read has no records here, and is named.
+    A run with a line in ``records.jsonl`` that cannot be read has no records here, and is named. A
+    run whose ``config.yaml`` was changed, so that nobody knows what its numbers are of, has failed.
     ``cache``: file to remember in, rewritten where something changed.
     """
     before = _load(cache) if cache else {}
@@ -62,9 +71,14 @@ def read(
         if key not in before or before[key].identity != identity
     ]
     damaged: list[str] = []
+    changed: list[str] = []
     found = {key: before[key] for key in keys if key in before}
     rows = store.runs_table([runs[i] for i in fresh]).to_dict("records")
     for i, row in zip(fresh, rows, strict=True):
+        if row["outcome"] in DONE and _is_changed(store, runs[i]):
+            changed.append(runs[i].id)
+            found[keys[i]] = Known(identities[i], _without_result(row), {})
+            continue
         records = _records(store.folder(runs[i].id) / "records.jsonl")
         if records is None:
             damaged.append(runs[i].id)
@@ -73,7 +87,8 @@ def read(
     if cache and any(_is_settled(found[keys[i]], damaged) for i in fresh):
         _save(cache, {key: found[key] for key in keys if _is_settled(found[key], damaged)})
     table = pd.DataFrame([known.row for known in ordered], columns=list(RUN_COLUMNS))
-    return table, _table([run.id for run in runs], ordered), _notes(damaged)
+    notes = [*_notes(damaged), *_changed_notes(changed), *_foreign_notes(store)]
+    return table, _table([run.id for run in runs], ordered), notes
 
 
 def _key(run: Run) -> str:
@@ -90,6 +105,30 @@ def _identity(folder: Path) -> Identity:
         else:
             found.append([stat.st_mtime_ns, stat.st_size, stat.st_ino])
     return found
+
+
+def _is_changed(store: RunStore, run: Run) -> bool:
+    """Whether the run's folder holds another config than the run's, or one that is damaged."""
+    try:
+        text = (store.folder(run.id) / "config.yaml").read_text()
+        if yaml.load(text, yaml.CSafeLoader) == run.config:  # ten times as fast as the store's way
+            return False
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return True
+    try:
+        store.load(run.id)
+    except (ConfigError, OSError):
+        return True
+    return False
+
+
+def _without_result(row: Mapping[Any, Any]) -> Row:
+    """The row of a run that failed: what the sweep says of it."""
+    kept = {str(name): row[name] for name in OF_SWEEP}
+    empty = {"certified_by": "", "weights_fingerprint": "", "batch_fingerprint": ""}
+    return {**kept, **empty, "outcome": "failed", "cause": CHANGED, "at_chance": False}
 
 
 def _is_settled(known: Known, damaged: Sequence[str]) -> bool:
@@ -141,12 +180,40 @@ def _table(runs: Sequence[str], found: Sequence[Known]) -> pd.DataFrame:
 def _notes(damaged: Sequence[str]) -> list[str]:
     if not damaged:
         return []
-    shown = ", ".join(damaged[:SHOWN]) + (" ..." if len(damaged) > SHOWN else "")
     return [
         f"{plural(len(damaged), 'run')} with a line in records.jsonl that cannot be read (records "
-        f"are left out; a result counts, a run without one has failed): {shown}. Delete such a "
+        f"are left out; a result counts, a run without one has failed): {_shown(damaged)}. Delete "
+        "such a folder and launch again to train the run anew."
+    ]
+
+
+def _changed_notes(changed: Sequence[str]) -> list[str]:
+    if not changed:
+        return []
+    return [
+        f"{plural(len(changed), 'run')} left out, since nobody knows what the numbers are of: "
+        f"{CHANGED} (changed by hand, a key lacks, or damaged): {_shown(changed)}. Delete such a "
         "folder and launch again to train the run anew."
     ]
+
+
+def _foreign_notes(store: RunStore) -> list[str]:
+    """Folders with the files of a run under a name that no run has: copies, most likely."""
+    if not store.root.is_dir():
+        return []
+    with os.scandir(store.root) as entries:
+        names = [entry.name for entry in entries if not RUN_ID.fullmatch(entry.name)]
+    foreign = sorted(name for name in names if (store.root / name / "result.json").is_file())
+    if not foreign:
+        return []
+    return [
+        f"{plural(len(foreign), 'folder')} of {store.root} left out, with a result but not the "
+        f"name of a run: {_shown(foreign)}."
+    ]
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
 
 
 def _load(path: Path) -> dict[str, Known]:

@@ -226,7 +226,8 @@ def _definitions(curves: Sequence[Curve], final: Final, width: Usable) -> str:
             _wrapped(
                 f"usable width: decades of lr around the best one where the seed mean stays within "
                 f"{width.words}; '>=': cut by the "
-                "grid's edge on the side named, or by a hole."
+                "grid's edge on the side named, or by a hole; '(certified)': without end, since "
+                "every larger lr repeats the last run bit by bit."
             ),
             "diverged runs count with their initial loss, as do finished runs that end above it.",
             _wrapped(

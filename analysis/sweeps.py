@@ -12,7 +12,7 @@ from optlab.config import Settings
 from optlab.errors import ConfigError
 from optlab.extension import path_of, without_lr
 from optlab.extension import read as read_extension
-from optlab.launch.standing import standings
+from optlab.launch.standing import ALIVE, standings
 from optlab.store import DONE, RunStore
 from optlab.sweep import Sweep
 
@@ -94,8 +94,8 @@ def _records_beside(sweep: Sweep, store: RunStore) -> tuple[pd.DataFrame, list[s
 def _as_they_stand(runs: pd.DataFrame, store: RunStore) -> tuple[pd.DataFrame, list[str]]:
     """The runs without a result as ``optlab status`` has them: also queued, or lost, and why.
 
-    And a note where SLURM must be asked and does not answer. One that fails by its damaged records
-    stays failed, unless a job has it; one that ended since its files were read stays as it was.
+    And a note where SLURM must be asked and does not answer. One that its files show as failed
+    stays so, unless a job has it or had it; one that ended since they were read stays as it was.
     """
     open_runs = runs.loc[~is_done(runs), "run"]
     found = standings(open_runs, store, explain=True)
@@ -103,7 +103,7 @@ def _as_they_stand(runs: pd.DataFrame, store: RunStore) -> tuple[pd.DataFrame, l
         run: found.of[run]
         for run, before in zip(open_runs, runs["outcome"][open_runs.index], strict=True)
         if found.of[run].state not in DONE
-        and (before, found.of[run].state) != ("failed", "preempted")
+        and (before != "failed" or found.of[run].state in (*ALIVE, "lost"))
     }
     told = {run: each.cause if each.state in CAUSED else "" for run, each in now.items()}
     runs = runs.assign(

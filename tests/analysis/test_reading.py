@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -168,6 +169,50 @@ def test_a_torn_line_in_the_middle_is_named_and_the_result_counts(store, runs, t
         assert runs[0].id not in set(records["run"])
         assert table["final_loss"][0] == 0.5
         assert notes[0].startswith("1 run with a line") and runs[0].id in notes[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "\n".join(line for line in text.split("\n") if "weight_decay" not in line),
+        lambda text: text.replace("lr: ", "lr: 9"),
+        lambda text: text[: len(text) // 2] + "\n  : [",
+    ],
+    ids=["a key lacks", "another value", "damaged"],
+)
+def test_a_run_whose_config_was_changed_is_named_counted_and_left_out(
+    store, runs, tmp_path, change
+):
+    cache = tmp_path / "tables.cache"
+    read(store, runs, cache)
+    path = store.folder(runs[0].id) / "config.yaml"
+    text = path.read_text()
+    assert change(text) != text
+    path.write_text(change(text))
+    for _ in range(2):
+        table, records, notes = read(store, runs, cache)
+
+        assert table["outcome"].tolist() == ["failed", "finished", "preempted"]
+        assert pd.isna(table["final_loss"][0]) and reading.CHANGED in table["cause"][0]
+        assert runs[0].id not in set(records["run"])
+        assert len(notes) == 1 and notes[0].startswith("1 run left out") and runs[0].id in notes[0]
+
+
+def test_an_unchanged_config_in_other_words_counts(store, runs):
+    path = store.folder(runs[0].id) / "config.yaml"
+    path.write_text("# a comment\n" + path.read_text().replace("lr: 0.", "lr: 0000."))
+
+    assert read(store, runs)[0]["outcome"][0] == "finished" and read(store, runs)[2] == []
+
+
+def test_a_folder_with_a_result_under_no_runs_name_is_named(store, runs):
+    """A copy that somebody made; what the store itself keeps beside runs is none."""
+    shutil.copytree(store.folder(runs[0].id), store.root / "old copy")
+    (store.root / "extensions").mkdir()
+    table, _, notes = read(store, runs)
+
+    assert len(table) == 3
+    assert len(notes) == 1 and "1 folder of" in notes[0] and notes[0].endswith(": old copy.")
 
 
 def test_a_last_line_torn_by_a_kill_is_left_out(store, runs):

@@ -10,6 +10,7 @@ import pytest
 
 from analysis import tables
 from analysis.curves import curves
+from analysis.robustness import centred_sensitivity
 from analysis.style import KNOWN
 
 
@@ -146,3 +147,11 @@ def test_latex_escapes_what_latex_would_misread(table):
     assert r"& $\sim$0.000 \\" in latex
     assert latex.index(r"\toprule") < latex.index(r"\midrule") < latex.index(r"\bottomrule")
     assert latex.startswith(r"\begin{tabular}{lllllll}")
+
+
+def test_one_is_no_plural():
+    assert [tables.plural(count, "round") for count in (0, 1, 2)] == [
+        *("0 rounds", "1 round", "2 rounds")
+    ]
+    assert "within 1 decade of" in centred_sensitivity().name
+    assert "within 2 decades of" in centred_sensitivity(2.0).name
