@@ -14,6 +14,7 @@ from optlab.extend import Decision, Ending, Points, account, decide
 from . import kernels
 from .compared import USABLE, Usable
 from .curves import Curve
+from .robustness import best
 
 _ANY = 2  # points per decade: only where a grid would grow to depends on it, not whether
 
@@ -65,6 +66,17 @@ def certify(curve: Curve, rule: Usable = USABLE) -> Certificate:
         certified_from=points.lr[-1] if certified else math.nan,
         sentences=_sentences(decision, points),
     )
+
+
+def summary(curves: Sequence[Curve], rule: Usable = USABLE) -> str:
+    """The certificates of all curves in a line; '' without curves."""
+    if not curves:
+        return ""
+    optima = [best(curve) for curve in curves]
+    inside = sum(optimum is not None and optimum.where == "interior" for optimum in optima)
+    whole = sum(certify(curve, rule).complete for curve in curves)
+    of = f"{len(curves)} curve{'s' if len(curves) > 1 else ''}"
+    return f"optimum inside the grid for {inside} of {of}, usable range not cut off for {whole}"
 
 
 def table(curves: Sequence[Curve], rule: Usable = USABLE) -> pd.DataFrame:

@@ -18,7 +18,9 @@ COLUMNS = (
     *("run", "method", "lr", "seed", "model", "dataset", "norms", "schedule", "steps"),
     *("outcome", "cause", "initial_loss", "final_loss", "at_chance"),
 )
-OUTCOMES = ("finished", "diverged", "failed", "preempted", "running", "missing")
+OUTCOMES = (
+    *("finished", "diverged", "failed", "lost", "preempted", "running", "queued", "missing"),
+)
 SETTINGS = ("model", "dataset", "norms", "schedule", "steps")
 
 
@@ -28,7 +30,7 @@ class Curve:
 
     The ceiling rule: a run that diverged counts with its own initial loss, and so does one that
     finished above it, because a mean over 1e5 and 0.3 says nothing. Holes (runs that are missing,
-    running, failed or preempted) count nowhere: ``loss`` is NaN and ``done`` false.
+    queued, running, failed, lost or preempted) count nowhere: ``loss`` is NaN and ``done`` false.
     """
 
     method: str

@@ -15,6 +15,8 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox, Transform
 
 from . import figures, style
+from .certificate import summary
+from .compared import Usable
 from .curves import Study
 from .layout import CannotDraw
 
@@ -44,16 +46,18 @@ class Drawn:
 def draw_all(study: Study, names: Sequence[str]) -> list[Drawn]:
     """Draw the figures of these names. Raises ConfigError where there is none of that name."""
     draws = [(name, figures.find(name)) for name in names]
-    return [_drawn(study, name, draw) for name, draw in draws]
+    proven = summary(study.curves, Usable(study.q, study.level))
+    return [_drawn(study, name, draw, proven) for name, draw in draws]
 
 
-def _drawn(study: Study, name: str, draw: figures.Draw) -> Drawn:
+def _drawn(study: Study, name: str, draw: figures.Draw, proven: str) -> Drawn:
     with mpl.rc_context({**style.RC, "svg.hashsalt": name}):  # pyright: ignore[reportArgumentType]
         try:
             figure, table = draw(study)
         except CannotDraw as reason:
             return Drawn(name, why_not=f"{name} is not drawn: {reason}.")
         figure.draw_without_rendering()  # lays out, for the borders of all formats and the notes
+        _write_below(figure, proven)
         frame = figure.get_tightbbox().padded(MARGIN)
         # without their dates, the same data give the same files
         return Drawn(
@@ -63,6 +67,13 @@ def _drawn(study: Study, name: str, draw: figures.Draw) -> Drawn:
             csv=table.to_csv(index=False).encode(),
             svg=_inline(figure, frame, name),
         )
+
+
+def _write_below(figure: Figure, words: str) -> None:
+    """A line in small grey letters under all that is drawn, from its left border."""
+    around = figure.get_tightbbox()
+    x, y = around.x0 / figure.get_figwidth(), (around.y0 - MARGIN) / figure.get_figheight()
+    figure.text(x, y, words, fontsize=6, color="0.45", ha="left", va="top")
 
 
 def _rendered(figure: Figure, frame: Bbox, kind: str, metadata: dict[str, Any]) -> bytes:

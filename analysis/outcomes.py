@@ -11,6 +11,7 @@ import pandas as pd
 
 from optlab.errors import ConfigError
 
+from .curves import is_certified
 from .frames import rows
 
 FAILED_THOUGH_FINITE = {
@@ -51,14 +52,18 @@ def final(text: str) -> Final:
 def with_final(runs: pd.DataFrame, records: pd.DataFrame, choice: Final) -> pd.DataFrame:
     """The runs with ``final_loss`` as chosen, and ``at_chance`` by it; diverged ones as they are.
 
-    The evaluation before the first step is none of the last k. Raises ConfigError where a finished
+    The evaluation before the first step is none of the last k. A certified run has the evaluations
+    of the one that it would repeat. Raises ConfigError where a finished
     run has fewer evaluations than that.
     """
     if not choice.count:
         return runs
     last = _last_losses(records, choice.count)
     finished = runs["outcome"] == "finished"
-    losses = [last.get(run, []) for run in runs["run"]]
+    trained = runs["run"]
+    if "certified_by" in runs:
+        trained = runs["certified_by"].where(is_certified(runs), trained)
+    losses = [last.get(run, []) for run in trained]
     short = [
         (run, len(found))
         for run, found, done in zip(runs["run"], losses, finished, strict=True)

@@ -182,8 +182,8 @@ def _notes(damaged: Sequence[str]) -> list[str]:
         return []
     return [
         f"{plural(len(damaged), 'run')} with a line in records.jsonl that cannot be read (records "
-        f"are left out, results count): {_shown(damaged)}. Delete such a folder and launch again "
-        "to train the run anew."
+        f"are left out; a result counts, a run without one has failed): {_shown(damaged)}. Delete "
+        "such a folder and launch again to train the run anew."
     ]
 
 

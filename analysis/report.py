@@ -28,6 +28,7 @@ from .tables import lr_text, plural
 WRAP = 100  # columns of a terminal
 LAST = Final()
 PAGE = "report.html"
+ALWAYS_SAID = ("failed", "running", "missing")  # of a sweep's runs, also where there are none
 
 
 def analyse(
@@ -141,8 +142,8 @@ def coverage(study: Study, launch: str) -> str:
     done, diverged = int(is_done(runs).sum()), int(is_diverged(runs).sum())
     unfinished = [
         f"{counts.get(outcome, 0)} {outcome}"
-        for outcome in ("failed", "preempted", "running", "missing")
-        if outcome != "preempted" or outcome in counts
+        for outcome in ("failed", "lost", "preempted", "running", "queued", "missing")
+        if outcome in ALWAYS_SAID or outcome in counts
     ]
     head = (
         f"{study.name}: {done} of {total} runs done ({diverged} of them diverged), "
@@ -192,8 +193,12 @@ def _warning(curve: Curve, optimum: Optimum | None, width: Usable) -> str:
 
 
 def _failures(runs: pd.DataFrame) -> list[str]:
-    causes = runs.loc[runs["outcome"] == "failed", "cause"].value_counts()
-    return [_wrapped(f"  failed ({n}): {cause or 'no cause given'}") for cause, n in causes.items()]
+    causes = [
+        (word, cause, n)
+        for word in ("failed", "lost")
+        for cause, n in runs.loc[runs["outcome"] == word, "cause"].value_counts().items()
+    ]
+    return [_wrapped(f"  {word} ({n}): {cause or 'no cause given'}") for word, cause, n in causes]
 
 
 def _non_finite(runs: pd.DataFrame) -> list[str]:
@@ -229,7 +234,8 @@ def _definitions(curves: Sequence[Curve], final: Final, width: Usable) -> str:
             _wrapped(
                 f"usable width: decades of lr around the best one where the seed mean stays within "
                 f"{width.words}; '>=': cut by the "
-                "grid's edge on the side named, or by a hole."
+                "grid's edge on the side named, or by a hole; '(certified)': without end, since "
+                "every larger lr repeats the last run bit by bit."
             ),
             "diverged runs count with their initial loss, as do finished runs that end above it.",
             _wrapped(

@@ -12,12 +12,13 @@ from optlab.config import Settings
 from optlab.errors import ConfigError
 from optlab.extension import path_of, without_lr
 from optlab.extension import read as read_extension
-from optlab.store import RunStore
+from optlab.launch.standing import ALIVE, standings
+from optlab.store import DONE, RunStore
 from optlab.sweep import Sweep
 
 from . import outcomes, reading
 from .compared import usable
-from .curves import varies_within
+from .curves import is_done, varies_within
 from .export import write
 from .report import analyse
 from .sources import Source, read
@@ -29,6 +30,7 @@ IN_TABLE = frozenset(
     {"optimizer", "optimizer.lr", "seed", "train.steps"}
     | {"model", "dataset", "optimizer/norms", "schedule"}
 )
+CAUSED = ("failed", "lost")  # outcomes that have a cause
 COLUMN_OF = {"optimizer/norms": "norms", "train.steps": "steps"}  # as that table names them
 
 
@@ -55,7 +57,10 @@ def analyse_sweep(
     runs, records, notes = reading.read(store, sweep.runs, folder / ".tables.cache")
     if sweep.certified:
         runs = pd.concat([runs, store.runs_table([], sweep.certified)], ignore_index=True)
-    runs = runs.assign(setting=settings(sweep))
+        beside, torn = _records_beside(sweep, store)
+        records, notes = pd.concat([records, beside], ignore_index=True), [*notes, *torn]
+    runs, unsure = _as_they_stand(runs.assign(setting=settings(sweep)), store)
+    notes = [*notes, *unsure]
     if export is not None:
         write(export, runs, records)
         notes = [*notes, f"The table of its runs is in {export}."]
@@ -74,6 +79,41 @@ def analyse_sweep(
         extension=_extension(sweep, store),
         stages=stages(sweep),
     )
+
+
+def _records_beside(sweep: Sweep, store: RunStore) -> tuple[pd.DataFrame, list[str]]:
+    """Records of certified runs that were trained after all, and of sources outside the sweep."""
+    planned = {run.id for run in sweep.runs}
+    every = [run for each in sweep.certified for run in (each.run, each.by)]
+    _, records, notes = reading.read(
+        store, list({run.id: run for run in every if run.id not in planned}.values())
+    )
+    return records, notes
+
+
+def _as_they_stand(runs: pd.DataFrame, store: RunStore) -> tuple[pd.DataFrame, list[str]]:
+    """The runs without a result as ``optlab status`` has them: also queued, or lost, and why.
+
+    And a note where SLURM must be asked and does not answer. One that its files show as failed
+    stays so, unless a job has it or had it; one that ended since they were read stays as it was.
+    """
+    open_runs = runs.loc[~is_done(runs), "run"]
+    found = standings(open_runs, store, explain=True)
+    now = {
+        run: found.of[run]
+        for run, before in zip(open_runs, runs["outcome"][open_runs.index], strict=True)
+        if found.of[run].state not in DONE
+        and (before != "failed" or found.of[run].state in (*ALIVE, "lost"))
+    }
+    told = {run: each.cause if each.state in CAUSED else "" for run, each in now.items()}
+    runs = runs.assign(
+        outcome=[
+            now[run].state if run in now else was
+            for run, was in zip(runs["run"], runs["outcome"], strict=True)
+        ],
+        cause=[told.get(run, was) for run, was in zip(runs["run"], runs["cause"], strict=True)],
+    )
+    return runs, [f"{found.problem}."] if found.problem else []
 
 
 def first_stage(sweep: Sweep) -> Sweep:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from .certificate import certify
 from .compared import USABLE, Usable, as_good_as_best, headline, share_grid
 from .curves import Curve
-from .robustness import Width, best, lr_sensitivity, usable_width
+from .robustness import best, lr_sensitivity, usable_width
 
 BOLD = {
     "loss there (seeds)": "best loss",
@@ -89,15 +90,21 @@ def lr_text(lr: float) -> str:
     return f"{lr:.4g}"
 
 
-def width_text(width: Width | None) -> str:
-    """'0.44', or '>= 2.72 (right)' where the grid's edge cuts it, '(hole)' where a hole does."""
+def width_text(curve: Curve, rule: Usable = USABLE) -> str:
+    """'0.44', or '>= 2.72 (right)' where the grid's edge cuts it, '(hole)' where a hole does.
+
+    '(certified)': nothing ends it on the right, as every larger learning rate repeats the last run.
+    """
+    width = usable_width(curve, rule.q, rule.level)
     if width is None:
         return "-"
     if not width.censored:
         return f"{width.decades:.2f}"
     sides = {"left": width.left.bound, "right": width.right.bound}
     edges = [name for name, bound in sides.items() if bound == "edge"]
-    where = ["both"] if len(edges) == 2 else edges
+    if "right" in edges and certify(curve, rule).right == "certified":
+        edges[edges.index("right")] = "certified"
+    where = ["both"] if edges == ["left", "right"] else edges
     holes = ["hole"] if "hole" in sides.values() else []
     return f">= {width.decades:.2f} ({'+'.join(holes + where)})"
 
@@ -164,7 +171,7 @@ def _words(curve: Curve, row: dict, form: str, rule: Usable) -> dict[str, str]:
         "method": row["label"],
         "best lr": _best_lr(row),
         "loss there (seeds)": _loss(row, form),
-        "usable width": width_text(usable_width(curve, rule.q, rule.level)),
+        "usable width": width_text(curve, rule),
         "diverged": f"{row['diverged']}/{row['done']}",
         "at chance": str(row["at_chance"]),
         "LR sens.": _sensitivity(row),

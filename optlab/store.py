@@ -294,8 +294,8 @@ class RunStore:
         path = self.folder(run_id) / "records.jsonl"
         if not path.exists():
             return []
-        lines = path.read_text().split("\n")
         try:
+            lines = path.read_text().split("\n")
             return [decode(json.loads(line)) for line in lines[:-1]]
         except (ValueError, AttributeError) as error:
             raise ConfigError(
@@ -381,7 +381,10 @@ class RunStore:
         return {**row, **asdict(result), "certified_by": certified.by.id}
 
     def row(self, run: Run) -> dict[str, Any]:
-        """What is known of one run, by those of ``RUN_COLUMNS`` that it has."""
+        """What is known of one run, by those of ``RUN_COLUMNS`` that it has.
+
+        One without a result whose records are damaged counts as failed.
+        """
         row: dict[str, Any] = {
             "run": run.id,
             "certified_by": "",
@@ -403,10 +406,14 @@ class RunStore:
         failure = self.failure(run.id)
         if row["outcome"] == "failed":
             row["cause"] = failure["cause"] if failure else "result.json is damaged"
-        records = self.records(run.id)
-        if records:
-            row.update({"step": records[-1]["step"], "initial_loss": records[0]["val_loss"]})
-        return row
+        try:
+            records = self.records(run.id)
+            ends = {"step": records[-1]["step"], "initial_loss": records[0]["val_loss"]}
+        except IndexError:  # none yet
+            return row
+        except (ConfigError, KeyError):
+            return {**row, "outcome": "failed", "cause": "records.jsonl is damaged"}
+        return {**row, **ends}
 
     def records_table(self, runs: Sequence[Run]) -> pd.DataFrame:
         """One row per record, with the columns ``RECORD_COLUMNS`` and the extra metrics."""

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
+from ..compared import share_grid
 from ..curves import Curve, Study
 from ..layout import CannotDraw, note, panels
 from ..robustness import best, lr_sensitivity, performance_profile
@@ -22,6 +23,10 @@ TAUS = np.geomspace(1, 8, 241)
 MARGIN = 0.01  # a target is the reference's best loss and 1 % of its drop
 REFERENCE = "adamw"
 STEPS, SENSITIVITY = "steps to the target", "LR sensitivity"
+NO_PROFILE = (
+    "No profile of LR sensitivity:\nit is a mean over a method's grid, and\n"
+    "on a problem the methods have different grids."
+)
 COLUMNS = ["cost", "method", "label", "tau", "share", "problems"]
 
 
@@ -30,6 +35,7 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
 
     A problem is a model, a dataset and whatever else varies but the optimizer. The target of each
     is the best loss of AdamW, or of the median method where AdamW has none; both with a margin.
+    A sentence stands in the place of LR sensitivities that are over different grids.
     """
     costs = _costs(study)
     problems = costs["problem"].nunique()
@@ -43,6 +49,9 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     grid = panels(2, columns=2, width=2.6, height=1.9, gap=(0.5, 0.5))
     tables = []
     for axes, cost in zip(grid.axes, (STEPS, SENSITIVITY), strict=True):
+        if cost == SENSITIVITY and not _share_grids(costs):
+            _say(axes, NO_PROFILE)
+            continue
         profile = _profile(costs, cost)
         _draw_profiles(axes, profile, looks, cost)
         tables.append(profile.assign(cost=cost, problems=problems))
@@ -50,6 +59,16 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
     grid.title(study.name)
     grid.legend([_handle(_label(*line), look) for line, look in looks.items()])
     return grid.figure, pd.concat(tables, ignore_index=True).reindex(columns=COLUMNS)
+
+
+def _share_grids(costs: pd.DataFrame) -> bool:
+    """On each problem all methods have one grid, so that their LR sensitivities compare."""
+    return all(share_grid(list(group["curve"])) for _, group in costs.groupby("problem"))
+
+
+def _say(axes: Axes, sentence: str) -> None:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, sentence, transform=axes.transAxes, ha="center", va="center", fontsize=7)
 
 
 def _costs(study: Study) -> pd.DataFrame:

@@ -113,7 +113,7 @@ def _words(curve: Curve, estimate: Interval, rule: Usable) -> str:
         return "no results yet"
     if not math.isfinite(estimate.value):
         return "nothing learned"
-    text = width_text(usable_width(curve, rule.q, rule.level)).replace(">=", "≥")
+    text = width_text(curve, rule).replace(">=", "≥")
     if math.isnan(estimate.low):
         return f"{text}, 1 seed"
     high = "∞" if math.isinf(estimate.high) else f"{estimate.high:.2f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,8 +12,13 @@ import pytest
 
 from analysis import sweeps
 from analysis.__main__ import main
+from analysis.sources import Source
+from optlab.certify import Certified
+from optlab.config import compose_run
 from optlab.errors import ConfigError
-from optlab.store import Record, Result, RunStore
+from optlab.launch import standing
+from optlab.launch.queue import Job, NoSlurm
+from optlab.store import Record, Result, RunStore, write_json
 from optlab.sweep import Sweep, ad_hoc
 
 NEVER = {"torch", "wandb", "sklearn", "submitit", "matplotlib.pyplot"}
@@ -78,6 +84,99 @@ def test_an_axis_that_the_table_of_runs_does_not_show_separates_curves(tmp_path)
 
     assert set(sweeps.settings(sweep)) == {"model.width=8", "model.width=16"}
     assert "AdamW (model.width=8)" in sweeps.analyse_sweep(sweep)
+
+
+def certified_sweep(tmp_path: Path) -> Sweep:
+    """MuonMax-Momo at two learning rates, and a larger one that would repeat the second."""
+    place = f"runtime.runs={tmp_path}/runs", f"runtime.results={tmp_path}/results"
+    sweep = ad_hoc(["optimizer=muonmax_momo", "optimizer.lr=0.1,1", *place])
+    run = compose_run(["optimizer=muonmax_momo", "optimizer.lr=10", *place])[0]
+    store = RunStore(tmp_path / "runs")
+    finish(store, sweep, [0.5, 0.3])
+    source = store.result(sweep.runs[1].id)
+    assert source is not None
+    store.finish(sweep.runs[1].id, replace(source, capped_steps=0))
+    return replace(
+        sweep,
+        certified=(Certified(run, sweep.runs[1]),),
+        certified_points=({"optimizer": "muonmax_momo", "optimizer.lr": 10.0},),
+    )
+
+
+def test_a_certified_run_has_the_evaluations_of_the_one_that_it_repeats(tmp_path):
+    sweep = certified_sweep(tmp_path)
+    by = sweep.runs[1]
+    store = RunStore(tmp_path / "runs")
+    store.append(by.id, Record(110, 110, 0.0, 0.2, 0.2, by.lr, by.lr, 1.0))
+    store.append(sweep.runs[0].id, Record(110, 110, 0.0, 0.4, 0.4, 0.1, 0.1, 1.0))
+    sweeps.analyse_sweep(sweep, final="mean:2")
+    points = pd.read_csv(tmp_path / "results" / sweep.name / "lr_sensitivity.csv")
+
+    assert points["mean"].tolist() == pytest.approx([0.45, 0.25, 0.25])
+
+
+def test_a_certified_run_that_was_trained_after_all_has_its_own_evaluations(tmp_path):
+    sweep = certified_sweep(tmp_path)
+    finish(RunStore(tmp_path / "runs"), replace(sweep, runs=(sweep.certified[0].run,)), [0.7])
+    sweeps.analyse_sweep(sweep, final="mean:1")
+    points = pd.read_csv(tmp_path / "results" / sweep.name / "lr_sensitivity.csv")
+
+    assert points["mean"].tolist() == pytest.approx([0.5, 0.3, 0.7])
+
+
+def test_runs_are_queued_or_lost_as_the_status_says(tmp_path, monkeypatch):
+    sweep = sweep_of(tmp_path)
+    store = RunStore(tmp_path / "runs")
+    finish(store, sweep, [0.5, 0.3])
+    jobs = {"7_0": Job("queued", "Priority", 0.0, "")}
+    monkeypatch.setattr(standing, "alive", lambda: jobs)
+    monkeypatch.setattr(standing, "why_ended", lambda jobs: dict.fromkeys(jobs, "NODE_FAIL"))
+    for i, run in enumerate(sweep.runs[2:]):
+        store.freeze(run)
+        given = {"job": f"7_{i}", "submitted": "", "sweep": "x", "log": ""}
+        write_json(store.folder(run.id) / "slurm.json", given)
+    text = sweeps.analyse_sweep(sweep, figures=["coverage"], export=tmp_path / "runs.csv")
+    cells = pd.read_csv(tmp_path / "results" / sweep.name / "coverage.csv")
+    page = (tmp_path / "results" / sweep.name / "report.html").read_text()
+
+    assert "0 failed, 1 lost, 0 running, 1 queued, 0 missing." in text
+    assert "lost (1): NODE_FAIL" in text
+    assert (cells["queued"].sum(), cells["lost"].sum(), cells["done"].sum()) == (1, 1, 2)
+    assert 'data-outcome="queued"' in page and 'data-outcome="lost"' in page
+    again = sweeps.analyse_csv(Source(tmp_path / "runs.csv"), tmp_path / "csv")
+    assert "1 lost, 0 running, 1 queued" in again
+
+
+def test_where_slurm_does_not_answer_the_analysis_says_so(tmp_path, monkeypatch):
+    def silent() -> dict[str, Job]:
+        raise NoSlurm("squeue does not answer: down", installed=True)
+
+    sweep = sweep_of(tmp_path)
+    store = RunStore(tmp_path / "runs")
+    finish(store, sweep, [0.5, 0.3, 0.5])
+    monkeypatch.setattr(standing, "alive", silent)
+    given = {"job": "7_0", "submitted": "", "sweep": "x", "log": ""}
+    store.freeze(sweep.runs[3])
+    write_json(store.folder(sweep.runs[3].id) / "slurm.json", given)
+    text = sweeps.analyse_sweep(sweep)
+
+    assert "1 queued" in text and "squeue does not answer: down." in text
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 0, "va\n{}\n', b"\xff\n"])
+def test_an_unfinished_run_with_a_torn_record_costs_no_other_run(tmp_path, torn):
+    sweep = sweep_of(tmp_path)
+    store = RunStore(tmp_path / "runs")
+    finish(store, sweep, [0.5, 0.3, 0.5])
+    last = sweep.runs[3]
+    store.freeze(last)
+    (store.folder(last.id) / "records.jsonl").write_bytes(torn)
+    text = sweeps.analyse_sweep(sweep)
+
+    assert "3 of 4 runs done (0 of them diverged), 1 failed, 0 running, 0 missing." in text
+    assert "failed (1): records.jsonl is damaged" in text
+    assert "1 run with a line in records.jsonl that cannot be read" in text and last.id in text
+    assert text.endswith("lr_sensitivity.png")
 
 
 def test_a_node_is_named_by_the_class_that_it_builds():

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.certificate import certify
+from analysis.certificate import certify, summary
 from analysis.certificate import table as certificates
 from analysis.compared import USABLE, Usable
 from analysis.curves import curves
 from analysis.report import analyse, certificate, coverage
 from analysis.robustness import best, usable_width
+from analysis.tables import width_text
 from optlab.extend import Q
 
 ENDINGS = {"edge": "open", "crossing": "bounded", "ceiling": "divergence"}
@@ -79,6 +80,34 @@ def test_certified_points_end_the_right_side(plateau):
     assert (found.left, found.right, found.complete) == ("bounded", "certified", True)
     assert (found.certified, found.certified_from) == (2, 1.0)
     assert "every lr above 1 repeats it bit by bit (certified)" in certificate([curve])
+
+
+def test_a_plateau_without_end_is_told_from_a_grid_that_ends(plateau, records, tmp_path):
+    (curve,) = curves(plateau)
+    (open_end,) = curves(plateau.drop(columns="certified_by"))
+    text = analyse(plateau, records, name="x", out=tmp_path, figures=[])
+
+    assert width_text(curve).endswith("(certified)")
+    assert width_text(open_end) == width_text(curve).replace("certified", "right")
+    for file in ("robustness.md", "robustness.tex"):
+        assert "(certified)" in (tmp_path / file).read_text()
+    assert "(certified)" in text.split("Definitions")[0] and "repeats the last run" in text
+
+
+def test_a_plateau_that_the_grid_cuts_on_the_left_says_both(table):
+    runs = table({"muonmax_momo": {0.1: [0.1], 1.0: [0.1], 10: [0.1]}})
+    (curve,) = curves(runs.assign(certified_by=["", "", runs["run"][1]]))
+
+    assert width_text(curve) == ">= 2.00 (left+certified)"
+
+
+def test_the_summary_counts_optima_and_basins(plateau, table):
+    cut = table.curve({0.01: [0.9], 0.1: [0.1], 1.0: [0.1]})
+    words = "optimum inside the grid for {} of {}, usable range not cut off for {}".format
+
+    assert summary([*curves(plateau), cut]) == words(2, "2 curves", 1)
+    assert summary([table.curve({0.1: [0.3], 1.0: [0.1]})]) == words(0, "1 curve", 0)
+    assert summary([]) == ""
 
 
 def test_coverage_counts_certified_runs_apart(plateau, records):

@@ -45,6 +45,21 @@ def test_the_same_data_give_the_same_files(study, drawn):
     assert draw_all(study, ["lr_sensitivity"])[0] == drawn
 
 
+def test_every_figure_says_what_the_grids_prove(study, monkeypatch):
+    words, rendered = [], drawing._rendered
+
+    def seen(figure, frame, kind, metadata):
+        words.append((kind, figure.texts[-1].get_text()))
+        assert frame.ymin * figure.dpi < figure.texts[-1].get_window_extent().ymin
+        return rendered(figure, frame, kind, metadata)
+
+    monkeypatch.setattr(drawing, "_rendered", seen)
+    draw_all(study, ["lr_sensitivity"])
+    proven = "optimum inside the grid for 1 of 1 curve, usable range not cut off for 0"
+
+    assert words == [(kind, proven) for kind in ("pdf", "png", "svg")]
+
+
 def test_what_cannot_be_drawn_is_a_sentence_and_no_file(study):
     lr_sensitivity, heatmap = draw_all(study, ["lr_sensitivity", "heatmap"])
 

@@ -134,6 +134,18 @@ class TestPerformanceProfile:
         assert adamw[adamw.index < 1.99].max() == pytest.approx(1 / 3)
         assert adamw[adamw.index > 2.01].min() == 1.0
 
+    def test_sensitivities_over_different_grids_are_not_ranked(self, table):
+        study = self.problems(table, {k: {"adamw": 0.4, "scion": 0.2} for k in ("a", "b")})
+        figure, both = performance_profile.draw(study)
+        narrow = (study.runs["method"] == "scion") & (study.runs["dataset"] == "b")
+        runs = study.runs.loc[~(narrow & (study.runs["lr"] == 10))]
+        figure, points = performance_profile.draw(study_of(runs, study.records))
+        words = [text.get_text() for text in figure.axes[1].texts]
+
+        assert set(both["cost"]) == {performance_profile.STEPS, performance_profile.SENSITIVITY}
+        assert set(points["cost"]) == {performance_profile.STEPS}
+        assert words == [performance_profile.NO_PROFILE]
+
     def test_settings_of_the_optimizer_are_methods_of_their_own(self, table):
         study = self.problems(table, {"a": {"adamw": 0.4}, "b": {"adamw": 0.4}})
         frames = [
