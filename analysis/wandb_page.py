@@ -20,7 +20,7 @@ from optlab.tracking.page import Page, chart_name, publish_page
 from optlab.tracking.publish import is_empty
 
 from . import figures, style, tables
-from .curves import Study, curves, is_done
+from .curves import Study, curves, is_certified, is_done
 from .sweeps import first_stage, settings
 
 
@@ -35,17 +35,18 @@ def page(sweep: Sweep) -> Page:
         drawn, points = figures.find("lr_sensitivity")(study)
         png = io.BytesIO()
         drawn.savefig(png, format="png")
-    ids = [run.id for run in sweep.runs]
+    outcomes = runs["outcome"].mask(is_certified(runs), "certified")
     return Page(
         sweep=sweep.name,
         command=sweep.command,
         figures=sweep.figures,
-        coverage={str(status): int(n) for status, n in runs["outcome"].value_counts().items()},
+        coverage={str(status): int(n) for status, n in outcomes.value_counts().items()},
         points=points,
         robustness=tables.robustness(study.curves),
         figure=png.getvalue() if is_done(runs).any() else None,
-        runs=list(zip(ids, words, strict=True)),
+        runs=list(zip(runs["run"], words, strict=True)),
         missing=[store.row(run) for run in sweep.runs if is_empty(store, run)],
+        certified=[store.certified_row(each) for each in sweep.certified],
     )
 
 

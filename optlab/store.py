@@ -371,9 +371,10 @@ class RunStore:
         it no longer.
         """
         rows = [self.row(run) for run in runs]
-        return runs_frame([*rows, *(self._certified_row(each) for each in certified)])
+        return runs_frame([*rows, *(self.certified_row(each) for each in certified)])
 
-    def _certified_row(self, certified: Certified) -> dict[str, Any]:
+    def certified_row(self, certified: Certified) -> dict[str, Any]:
+        """As ``row``, of a run that is certified."""
         row, result = self.row(certified.run), self.result(certified.by.id)
         if self.is_done(certified.run.id) or why_not(certified.by, result, certified.run):
             return row

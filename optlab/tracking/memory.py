@@ -36,6 +36,14 @@ def remember(folder: Path, target: str, published: Published) -> None:
     write_json(folder / NAME, {**_read(folder / NAME), target: asdict(published)})
 
 
+def end_stream(folder: Path) -> None:
+    """Note that no mirror streams the run anywhere, so that it may be published while it trains."""
+    known = _read(folder / NAME)
+    if any(published.get("live") for published in known.values()):
+        ended = {target: {**published, "live": False} for target, published in known.items()}
+        write_json(folder / NAME, ended)
+
+
 @contextlib.contextmanager
 def publishing(folder: Path) -> Iterator[bool]:
     """Whether this process may publish the run now; two at once would spoil its history."""

@@ -36,6 +36,7 @@ class Mirror:
         A server that cannot be had costs at most 10 s; the mirror is then an offline one.
         """
         mirror = cls(run, store, config)
+        mirror._guarded(lambda: memory.end_stream(mirror._folder))  # of a killed attempt
         if config.mode == "online":
             try:
                 mirror._open("online")
@@ -145,6 +146,8 @@ class Mirror:
             with contextlib.suppress(Exception):  # the failure has been told already
                 finish_within(dropped, END_WITHIN, exit_code=1)
         client.reset(dropped)
+        with contextlib.suppress(OSError):
+            memory.end_stream(self._folder)
 
 
 class OtherHistory(Exception):

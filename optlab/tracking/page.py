@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CHART = "optlab_lr_sensitivity_v1"  # and the scale; a new name wherever the specification changes
 PRESET = "wandb/lineseries/v0"  # W&B's own, which has no logarithmic axis
 
+WORDS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 FIELDS = {"lr": "lr", "loss": "mean", "low": "low", "high": "high", "method": "label"}
 
 
@@ -83,8 +84,9 @@ class Page:
     points: pd.DataFrame  # of the curves; columns label, lr, mean, low, high among others
     robustness: pd.DataFrame  # a row per curve
     figure: bytes | None  # PNG; None where no run is done
-    runs: Sequence[tuple[str, str]]  # id and setting of every run of the sweep, in its order
+    runs: Sequence[tuple[str, str]]  # id and setting of every run, then of every certified one
     missing: Sequence[Mapping[str, Any]]  # rows of those of which W&B knows nothing
+    certified: Sequence[Mapping[str, Any]] = ()  # rows of those that need no training
 
 
 def page_id(sweep: str) -> str:
@@ -132,7 +134,16 @@ def _config(page: Page) -> dict[str, Any]:
         "command": page.command,
         "figures": list(page.figures),
         "runs": [list(pair) for pair in page.runs],
-        "missing": [dict(row) for row in page.missing],
+        "missing": [_in_json(row) for row in page.missing],
+        "certified": [_in_json(row) for row in page.certified],
+    }
+
+
+def _in_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the table of runs; numbers that JSON does not have in W&B's words for them."""
+    return {
+        key: WORDS[str(value)] if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
     }
 
 

@@ -54,24 +54,25 @@ def read(project: str, sweep: str, cache: Path) -> Download:
     found = _runs(project, sweep)
     order, notes = _order(page, found, sweep)
     rows, records = [], []
-    waiting = [found[run_id] for run_id, _ in order if run_id in found]
+    listed = {row["run"]: row for key in ("missing", "certified") for row in page.get(key, [])}
+    certified = {row["run"] for row in page.get("certified", [])}
+    waiting = [found[each] for each, _ in order if each in found and each not in certified]
     with ThreadPoolExecutor(THREADS) as pool:
         answers = list(pool.map(lambda run: _history(run, cache), waiting))
     histories = {run.id: answer for run, answer in zip(waiting, answers, strict=True)}
-    missing = {row["run"]: row for row in page.get("missing", [])}
     settings = []
     for run_id, setting in order:
-        if run_id not in found:
-            if run_id not in missing:
-                notes.append(f"W&B has no run {run_id} of the sweep: publish it with optlab sync.")
-                continue
-            rows.append({**missing[run_id], "lr": float(missing[run_id]["lr"])})
-        else:
+        if run_id in found and run_id not in certified:
             run = found[run_id]
             own, lacking = histories[run.id]
             notes += lacking
             rows.append(_row(run.config, run.summary_metrics, run.state))
             records += [{"run": run_id, **record} for record in own]
+        elif run_id in listed:
+            rows.append(_listed(listed[run_id]))
+        else:
+            notes.append(f"W&B has no run {run_id} of the sweep: publish it with optlab sync.")
+            continue
         settings.append(setting)
     return Download(
         runs_frame(rows).assign(setting=settings),
@@ -143,6 +144,14 @@ def _row(config: Mapping[str, Any], summary: Mapping[str, Any], state: str) -> d
     if LAST_STEP in summary:
         row["step"] = int(summary[LAST_STEP])
     return row
+
+
+def _listed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the page's own lists as ``RunStore`` gave it."""
+    hints = get_type_hints(Result)
+    names = hints if row["outcome"] in DONE else [name for name in hints if name in row]
+    typed = {name: _typed(row.get(name), hints[name]) for name in names}
+    return {**row, "lr": float(row["lr"]), **typed}
 
 
 def _typed(value: Any, hint: Any) -> Any:

@@ -13,15 +13,15 @@ from optlab.sweep import Sweep
 from optlab.tracking.page import FIELDS, page_id, specification
 from optlab.tracking.report import publish_report
 from tracking.backend import ENTITY, Backend, RemoteRun
-from tracking.trained import sweep_in, train_all
+from tracking.trained import sweep_in, train_all, with_certified
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """Eight runs, of which one is missing."""
+    """Eight runs, of which one is missing, and two certified ones: one repeats a missing run."""
     sweep = sweep_in(tmp_path_factory.mktemp("page"))
     train_all(sweep, lacking=1)
-    return sweep
+    return with_certified(sweep)
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +48,16 @@ def test_the_page_has_tables_chart_figure_and_coverage(
     assert [row[3] for row in points["data"]] == list(shown.points["lr"])
     assert [row[0] for row in robustness["data"]] == ["adamw", "muonmax_momo"]
     assert run.files[run.summary["figure"]["path"]].startswith(b"\x89PNG")
-    assert (run.summary["runs_missing"], run.summary["runs_diverged"]) == (
-        1,
-        shown.coverage["diverged"],
-    )
+    counts = {status: run.summary[f"runs_{status}"] for status in shown.coverage}
+    assert counts == {"finished": 5, "diverged": 2, "missing": 2, "certified": 1}
     assert run.values["command"] == sweep.command
     assert [row["run"] for row in run.values["missing"]] == [sweep.runs[-1].id]
+    certified = [each.run.id for each in sweep.certified]
+    assert [row["run"] for row in run.values["certified"]] == certified
+    assert [run_id for run_id, _ in run.values["runs"]] == [
+        *(each.id for each in sweep.runs),
+        *certified,
+    ]
 
 
 def test_the_curves_are_a_native_chart_over_a_logarithmic_axis(
@@ -91,7 +95,7 @@ def test_where_charts_cannot_be_registered_the_preset_serves(
 
     assert "drawn in W&B's preset, over log10 of the learning rate" in said
     assert panel["panelDefId"] == "wandb/lineseries/v0"
-    assert {row[0] for row in rows["data"]} == {-2.0, 30.0}
+    assert {row[0] for row in rows["data"]} == {-2.0, 30.0, 31.0}
 
 
 def test_an_unchanged_page_is_left_alone(backend: Backend, sweep: Sweep) -> None:

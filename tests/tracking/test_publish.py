@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import wandb
 
 from conftest import Command
 from optlab.commands import sync
 from optlab.errors import ConfigError
-from optlab.store import RunStore
+from optlab.store import Record, RunStore
 from optlab.sweep import Sweep
-from optlab.tracking import memory, publish, rows
+from optlab.tracking import client, memory, publish, rows
 from optlab.tracking.publish import Job, Sent
 from tracking.backend import ENTITY, Answer, Backend, Request
 from tracking.test_mirror import assert_whole
@@ -172,6 +173,42 @@ def test_a_run_that_streams_by_itself_is_left_alone(backend: Backend, tmp_path: 
 
     assert {answer.status for answer in answers} == {"live"}
     assert [(answer.status, answer.rows) for answer in sent(only)] == [("published", 0)]
+    assert_whole(backend, store, run.id)
+
+
+@pytest.mark.parametrize("mode", ["online", "off"])
+def test_a_running_run_whose_mirror_is_gone_is_published(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Dropped in mid-run; or that of an attempt that was killed, where this one has none online."""
+    sweep = sweep_in(tmp_path)
+    store = RunStore(sweep.settings.runtime.runs_folder)
+    run, answers = sweep.runs[2], []
+    overrides = [f"optimizer={run.method}", f"optimizer.lr={run.lr}", f"seed={run.seed}"]
+    only = dataclasses.replace(sweep, runs=(run,))
+    if mode != "online":
+        where = client.target(sweep.settings.tracking)
+        store.freeze(run)
+        memory.remember(
+            store.folder(run.id), where, memory.Published(run.id, sweep.name, live=True)
+        )
+
+    sound = wandb.Run.log
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise ConnectionResetError("gone")
+
+    def publish_now(record: Record) -> None:
+        monkeypatch.setattr(wandb.Run, "log", sound)
+        answers.extend(sent(only))
+        if record.step == 0:  # the mirror's next row
+            monkeypatch.setattr(wandb.Run, "log", fail)
+
+    train(store, mode, *overrides, report=publish_now)
+    answers += sent(only)
+    statuses = [answer.status for answer in answers]
+
+    assert statuses == ["live" if mode == "online" else "published", *["published"] * 4]
     assert_whole(backend, store, run.id)
 
 

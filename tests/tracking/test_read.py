@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from analysis.__main__ import main
-from analysis.sweeps import settings
+from analysis.sweeps import analyse_sweep, settings
 from analysis.wandb_page import refresh
 from optlab.errors import ConfigError
 from optlab.store import RunStore
@@ -18,7 +20,7 @@ from optlab.tracking import read as reading
 from optlab.tracking.publish import Job, publish_all
 from optlab.tracking.read import Download, read
 from tracking.backend import ENTITY, Answer, Backend, RemoteRun, Request
-from tracking.trained import connected, sweep_in, train_all
+from tracking.trained import connected, sweep_in, train_all, with_certified
 
 PROJECT = f"{ENTITY}/optlab"
 DIGITS = ("model.width=8,9",)  # an axis that the table does not show by itself
@@ -26,7 +28,11 @@ DIGITS = ("model.width=8,9",)  # an axis that the table does not show by itself
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen runs: finished and diverged ones, one that failed, one that stopped, one missing."""
+    """Sixteen runs: finished and diverged ones, one that failed, one that stopped, one missing.
+
+    Of the four that are certified, two repeat another run, one was trained after all and diverged,
+    and the run that the last would repeat is missing.
+    """
     folder = tmp_path_factory.mktemp("read")
     sweep = sweep_in(folder, *DIGITS)
     store = train_all(sweep, lacking=1)
@@ -35,6 +41,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (store.folder(run_id) / "result.json").unlink()
     store.fail(failed, "OutOfMemoryError: too large", "a traceback")
     (store.folder(stopped) / "checkpoint.pt").write_bytes(b"")
+    trained, by = (each := with_certified(sweep).certified[1]).run, store.result(each.by.id)
+    assert by is not None
+    store.freeze(trained)
+    store.finish(trained.id, replace(by, outcome="diverged", final_loss=math.nan, diverged_at=2))
     return folder
 
 
@@ -46,7 +56,7 @@ def remote(trained: Path) -> dict[tuple[str, str], RemoteRun]:
     with pytest.MonkeyPatch.context() as patch, connected(patch) as backend:
         jobs = [Job(runs, run.id, tracking, False, False) for run in sweep.runs]
         assert {sent.status for sent in publish_all(jobs, 1)} == {"published", "empty"}
-        refresh(sweep)
+        refresh(with_certified(sweep))
         return backend.runs
 
 
@@ -59,13 +69,13 @@ def published(
 ) -> tuple[Sweep, RunStore]:
     monkeypatch.setattr(reading, "WAIT", 0.01)
     backend.runs = copy.deepcopy(remote)
-    sweep = sweep_in(trained, *DIGITS)
+    sweep = with_certified(sweep_in(trained, *DIGITS))
     return sweep, RunStore(sweep.settings.runtime.runs_folder)
 
 
 def assert_same(found: Download, sweep: Sweep, store: RunStore) -> None:
     """Values, order, columns and dtypes."""
-    runs = store.runs_table(sweep.runs).assign(setting=settings(sweep))
+    runs = store.runs_table(sweep.runs, sweep.certified).assign(setting=settings(sweep))
 
     pd.testing.assert_frame_equal(found.runs, runs, check_exact=True)
     pd.testing.assert_frame_equal(found.records, store.records_table(sweep.runs), check_exact=True)
@@ -79,6 +89,8 @@ def test_the_tables_are_those_of_the_store_and_come_from_the_cache_the_next_time
 
     outcomes = set(found.runs["outcome"])
     assert outcomes == {"finished", "diverged", "failed", "preempted", "missing"}
+    assert list(found.runs["certified_by"] != "") == [False] * 16 + [True, False, True, False]
+    assert list(found.runs["outcome"][16:]) == ["finished", "diverged", "finished", "missing"]
     assert_same(found, sweep, store)
     assert (found.command, found.figures, found.notes) == (sweep.command, sweep.figures, ())
     asked = len(backend.of("HistoryPage"))
@@ -106,7 +118,9 @@ def test_rows_that_wandb_does_not_give_are_named(
 
     assert len(found.notes) == 15 and "W&B gave 2 of the 4 records of run" in found.notes[0]
     pd.testing.assert_frame_equal(
-        found.runs.drop(columns="setting"), store.runs_table(sweep.runs), check_exact=True
+        found.runs.drop(columns="setting"),
+        store.runs_table(sweep.runs, sweep.certified),
+        check_exact=True,
     )
 
 
@@ -185,14 +199,14 @@ def test_the_command_writes_the_same_files_as_from_the_store(
 ) -> None:
     sweep, _ = published
     remote = ["--from-wandb", PROJECT, "--group", sweep.name, "--out", str(tmp_path / "a")]
-    codes = [main([*remote, f"runtime.results={tmp_path}/r"])]
-    codes.append(main(["demo", *sweep.command.split()[1:], "--out", str(tmp_path / "b")]))
+    code = main([*remote, f"runtime.results={tmp_path}/r"])
+    analyse_sweep(sweep, tmp_path / "b")
     first, second = tmp_path / "a", tmp_path / "b"
     # the page links to the store, and the cache is of the store
     own = {"report.html", ".tables.cache"}
     names = sorted({path.name for path in second.iterdir()} - own)
 
-    assert codes == [0, 0], capsys.readouterr().err
+    assert code == 0, capsys.readouterr().err
     assert names == sorted({path.name for path in first.iterdir()} - own)
     assert "robustness.csv" in names
     for name in names:

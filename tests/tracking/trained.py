@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import wandb
 
+from optlab.certify import Certified
 from optlab.config import Run, Settings, compose_run
 from optlab.run import StopFlag, run_one
 from optlab.store import Record, RunStore
@@ -91,3 +92,21 @@ def train_all(sweep: Sweep, *, lacking: int = 0) -> RunStore:
         store.freeze(run)
         run_one(run.id, store, settings, stop=StopFlag(), report=lambda record: None)
     return store
+
+
+def with_certified(sweep: Sweep) -> Sweep:
+    """The sweep, and above each of its uncapped Momo runs a certified one, which is not trained."""
+    at = [
+        (run, point)
+        for run, point in zip(sweep.runs, sweep.points, strict=True)
+        if run.method == "muonmax_momo" and run.lr == 1e30
+    ]
+    certified = [Certified(_at(run, 1e31), run) for run, _ in at]
+    points = [{**point, "optimizer.lr": 1e31} for _, point in at]
+    return dataclasses.replace(sweep, certified=tuple(certified), certified_points=tuple(points))
+
+
+def _at(run: Run, lr: float) -> Run:
+    """The same run at another learning rate."""
+    config = {**run.config, "optimizer": {**run.config["optimizer"], "lr": lr}}
+    return dataclasses.replace(run, config=config)
