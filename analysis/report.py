@@ -12,7 +12,7 @@ import pandas as pd
 from optlab.errors import ConfigError
 from optlab.store import write_bytes
 
-from . import checks, compared, page, tables
+from . import checks, compared, full_table, page, tables
 from . import figures as drawings
 from .certificate import certify
 from .certificate import table as certificates
@@ -259,7 +259,9 @@ def _wrapped(line: str) -> str:
 
 
 def _write_tables(curves: Sequence[Curve], out: Path, width: Usable) -> None:
-    _write(out / "robustness.csv", tables.robustness(curves, width).to_csv(index=False).encode())
+    _write(
+        out / "robustness.csv", full_table.robustness(curves, width).to_csv(index=False).encode()
+    )
     _write(out / "certificate.csv", certificates(curves, width).to_csv(index=False).encode())
     _write(out / "robustness.md", tables.markdown(curves, width).encode())
     _write(out / "robustness.tex", tables.latex(curves, width).encode())
