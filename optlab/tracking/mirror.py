@@ -130,7 +130,7 @@ class Mirror:
             self._tell(
                 "W&B failed and is dropped for the rest of this run "
                 f"({type(error).__name__}: {error}); training goes on, and "
-                "`python -m optlab sync` publishes what is lacking."
+                "`python -m optlab sync`, with the words of its launch, publishes what is lacking."
             )
             self._drop()
 
