@@ -241,6 +241,29 @@ def test_a_run_of_two_sweeps_keeps_its_group_and_has_both_tags(
     assert set(backend.run(shared.id).tags) == {sweep.name, other.name}
 
 
+def test_a_run_that_was_trained_outside_of_any_sweep_gets_the_group_of_its_first_sweep(
+    backend: Backend, tmp_path: Path
+) -> None:
+    """By publication, or by the mirror of an attempt that a sweep launches."""
+    sweep = sweep_in(tmp_path)
+    store = RunStore(sweep.settings.runtime.runs_folder)
+    first, second = (run for run in sweep.runs if run.method == "adamw" and run.seed == 0)
+    words = {
+        run.id: [f"optimizer={run.method}", f"optimizer.lr={run.lr}", f"seed={run.seed}"]
+        for run in (first, second)
+    }
+    train(store, "online", *words[first.id])
+    train(store, "online", *words[second.id], stop_at=0)
+    assert [backend.run(run.id).group for run in (first, second)] == [None, None]
+    sent(dataclasses.replace(sweep, runs=(first,)))
+    train(store, "online", *words[second.id], group=sweep.name)
+
+    for run in (first, second):
+        assert backend.run(run.id).group == sweep.name
+        assert sweep.name in backend.run(run.id).tags
+        assert_whole(backend, store, run.id)
+
+
 def test_another_history_is_refused_and_rewritten_on_demand(
     backend: Backend, copied: tuple[Sweep, RunStore]
 ) -> None:
