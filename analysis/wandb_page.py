@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import matplotlib as mpl
 
 from optlab.errors import ConfigError
+from optlab.launch.find import sweep_of
 from optlab.store import RunStore
-from optlab.sweep import Sweep, from_arguments
+from optlab.sweep import Sweep
 from optlab.tracking.client import explain
 from optlab.tracking.page import Page, chart_name, publish_page
 from optlab.tracking.publish import is_empty
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     """Publish the page of one sweep. Exit codes: 0 done, 1 error."""
     words = [word for word in arguments if word != "--report"]
     try:
-        sweep = from_arguments([f"sweeps={words[0]}", *words[1:]])
+        sweep, _ = sweep_of(words[0], words[1:])
         print(refresh(sweep), flush=True)
         if "--report" in arguments:
             from optlab.tracking.report import publish_report

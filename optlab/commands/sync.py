@@ -18,10 +18,16 @@ HELP = "publish a sweep in Weights & Biases from the run store"
 
 _LINE_EVERY = 5.0  # seconds between two lines of progress
 _WATCH_EVERY = 60.0  # seconds between two rounds
+_LOOKS = 2  # without a run that is queued or running, after which a watch ends
+_DONE = ("finished", "diverged", "failed")  # without another attempt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sweep", metavar="SWEEP", help="a file of sweeps/, such as demo")
+    parser.add_argument(
+        "sweep",
+        metavar="SWEEP",
+        help="a file of sweeps/, such as demo; or the first override of an ad-hoc sweep",
+    )
     parser.add_argument("overrides", nargs="*", help="as given to launch.py")
     parser.add_argument(
         "--workers", type=int, default=4, metavar="N", help="processes that send (default: 4)"
@@ -35,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where W&B holds another history of a run, publish it anew and delete the other",
     )
     parser.add_argument(
-        "--watch", action="store_true", help="go on, once a minute, until every run has ended"
+        "--watch",
+        action="store_true",
+        help="go on, once a minute, until no run is queued or running",
     )
     parser.add_argument(
         "--report",
@@ -46,33 +54,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..errors import ConfigError
-    from ..sweep import from_arguments
+    from ..launch.find import sweep_of
 
     if args.workers < 1:
         raise ConfigError(f"--workers must be at least 1, not {args.workers}.")
-    words = [f"sweeps={args.sweep}", *args.overrides]
-    sweep = from_arguments(words)
+    sweep, _ = sweep_of(args.sweep, args.overrides)
+    ok = _watch(sweep, args) if args.watch else _round(sweep, args, _say)
+    return 0 if ok else 1
+
+
+def _watch(sweep: Sweep, args: argparse.Namespace) -> bool:
+    """Publish once a minute until the runs have ended; whether W&B took everything at last.
+
+    They have where nothing is queued or running at two looks in a row: between two runs of a local
+    launch nothing is, for a moment. Each look comes before its round, so that what has ended by
+    then is published whole.
+    """
+    from ..errors import ConfigError
+    from ..launch.find import sweep_of
+    from ..launch.standing import ALIVE
+
+    states, idle = _states(sweep), 0
     ok = _round(sweep, args, _say)
-    while args.watch and not _all_ended(sweep):
+    while True:
+        idle = 0 if any(states[state] for state in ALIVE) else idle + 1
+        if states.total() == sum(states[state] for state in _DONE):
+            return ok
+        if idle == _LOOKS:
+            counts = ", ".join(f"{count} {state}" for state, count in states.items())
+            _say(f"The watch ends, for nothing is queued or running: {counts}.")
+            return ok
         time.sleep(_WATCH_EVERY)
-        sweep = from_arguments(words)  # it may have grown
+        sweep, _ = sweep_of(args.sweep, args.overrides)  # it may have grown
+        states = _states(sweep)
         try:
             ok = _round(sweep, args, _say)
         except ConfigError as error:  # W&B is away: the next round may find it again
             _say(str(error))
             ok = False
-    return 0 if ok else 1
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _all_ended(sweep: Sweep) -> bool:
+def _states(sweep: Sweep) -> Counter[str]:
+    """How many runs of the sweep stand where."""
+    from ..launch.standing import standings
     from ..store import RunStore
 
     store = RunStore(sweep.settings.runtime.runs_folder)
-    return all(store.status(run.id) in ("finished", "diverged", "failed") for run in sweep.runs)
+    found = standings([run.id for run in sweep.runs], store, explain=True)
+    if found.problem:
+        _say(f"{found.problem}.")
+    return Counter(standing.state for standing in found.of.values())
 
 
 def _round(sweep: Sweep, args: argparse.Namespace, say: Callable[[str], None]) -> bool:

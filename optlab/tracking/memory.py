@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..store import write_json
@@ -34,6 +34,13 @@ def recall(folder: Path, target: str) -> Published | None:
 
 def remember(folder: Path, target: str, published: Published) -> None:
     write_json(folder / NAME, {**_read(folder / NAME), target: asdict(published)})
+
+
+def grouped(known: Published | None, run_id: str, group: str | None) -> Published:
+    """What is to be published: in the group that brought it there first, if any did."""
+    if known is None:
+        return Published(run_id, group)
+    return replace(known, group=group) if group and not known.group else known
 
 
 def end_stream(folder: Path) -> None:

@@ -66,7 +66,7 @@ class Mirror:
 
     def _open(self, mode: Literal["online", "offline"]) -> None:
         known = memory.recall(self._folder, client.target(self._config))
-        published = known or memory.Published(self._run.id, self._config.group)
+        published = memory.grouped(known, self._run.id, self._config.group)
         tags = {*published.tags, *self._config.tags, *filter(None, [self._config.group])}
         opened = client.init(
             self._config,
@@ -130,7 +130,7 @@ class Mirror:
             self._tell(
                 "W&B failed and is dropped for the rest of this run "
                 f"({type(error).__name__}: {error}); training goes on, and "
-                "`python -m optlab sync` publishes what is lacking."
+                "`python -m optlab sync`, with the words of its launch, publishes what is lacking."
             )
             self._drop()
 

@@ -122,14 +122,15 @@ def _known(run: Run, store: RunStore, job: Job) -> Sent | None:
     if known.live and store.status(run.id) == "running":
         return Sent(run.id, run.name, "live", url=known.url)
     content, planned = _content(run, store), _planned(run, known, job)
-    if known.digest == _digest(content, planned) and not job.again:
+    same = known.digest == _digest(content, planned) and known.group == planned.group
+    if same and not job.again:
         return Sent(run.id, run.name, "unchanged", url=known.url)
     return None
 
 
 def _planned(run: Run, known: Published | None, job: Job) -> Published:
-    """The group of its first publication, the tags of them all."""
-    planned = known or Published(run.id, job.tracking.group)
+    """The group of the sweep that published it first, the tags of them all."""
+    planned = memory.grouped(known, run.id, job.tracking.group)
     tags = {*planned.tags, *job.tracking.tags, *filter(None, [job.tracking.group])}
     return replace(planned, tags=tuple(sorted(tags)), live=False)
 

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import wandb
 
+from commands.stores import fill
 from conftest import Command
 from optlab.commands import sync
 from optlab.errors import ConfigError
+from optlab.launch.queue import Job as QueueJob
 from optlab.store import Record, RunStore
-from optlab.sweep import Sweep
+from optlab.sweep import Sweep, from_arguments
 from optlab.tracking import client, memory, publish, rows
 from optlab.tracking.publish import Job, Sent
+from support import shrunk
 from tracking.backend import ENTITY, Answer, Backend, Request
 from tracking.test_mirror import assert_whole
 from tracking.trained import sweep_in, train, train_all
@@ -238,6 +241,29 @@ def test_a_run_of_two_sweeps_keeps_its_group_and_has_both_tags(
     assert set(backend.run(shared.id).tags) == {sweep.name, other.name}
 
 
+def test_a_run_that_was_trained_outside_of_any_sweep_gets_the_group_of_its_first_sweep(
+    backend: Backend, tmp_path: Path
+) -> None:
+    """By publication, or by the mirror of an attempt that a sweep launches."""
+    sweep = sweep_in(tmp_path)
+    store = RunStore(sweep.settings.runtime.runs_folder)
+    first, second = (run for run in sweep.runs if run.method == "adamw" and run.seed == 0)
+    words = {
+        run.id: [f"optimizer={run.method}", f"optimizer.lr={run.lr}", f"seed={run.seed}"]
+        for run in (first, second)
+    }
+    train(store, "online", *words[first.id])
+    train(store, "online", *words[second.id], stop_at=0)
+    assert [backend.run(run.id).group for run in (first, second)] == [None, None]
+    sent(dataclasses.replace(sweep, runs=(first,)))
+    train(store, "online", *words[second.id], group=sweep.name)
+
+    for run in (first, second):
+        assert backend.run(run.id).group == sweep.name
+        assert sweep.name in backend.run(run.id).tags
+        assert_whole(backend, store, run.id)
+
+
 def test_another_history_is_refused_and_rewritten_on_demand(
     backend: Backend, copied: tuple[Sweep, RunStore]
 ) -> None:
@@ -315,25 +341,70 @@ def test_a_wrong_key_publishes_nothing_and_says_so_once(
     assert f"{backend.url} does not accept the API key" in error.splitlines()[-1]
 
 
-def test_watching_goes_on_until_every_run_has_ended(
-    copied: tuple[Sweep, RunStore], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("files", "cancelled"),
+    [
+        (["slurm", "records", "result"], ""),
+        (["slurm", "records", "failure"], ""),
+        (["slurm", "records"], ""),  # lost
+        (["slurm", "records"], "2026-01-01"),
+        (["slurm"], "2026-01-01"),
+        ([], ""),  # never begun
+    ],
+)
+def test_watching_goes_on_until_nothing_is_queued_or_running(
+    copied: tuple[Sweep, RunStore],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    files: list[str],
+    cancelled: str,
 ) -> None:
-    """Over a round in which W&B is away."""
-    sweep, _ = copied
-    rounds: list[int] = []
+    """However the last run ends; over a round in which W&B is away."""
+    sweep, store = copied
+    run = sweep.runs[0]
+    fill(store, run, ["slurm"])
+    rounds: list[str] = []
 
     def one_round(sweep: Sweep, args: object, say: object) -> bool:
-        rounds.append(len(rounds))
+        rounds.append(store.status(run.id))
         if len(rounds) == 2:
             raise ConfigError("W&B does not answer.")
         return True
 
+    def sleep(seconds: float) -> None:
+        if len(rounds) == 3:
+            fill(store, run, files, cancelled=cancelled)
+            if not files:
+                shutil.rmtree(store.folder(run.id))
+        assert len(rounds) < 10
+
+    def alive() -> dict[str, QueueJob]:
+        return {} if len(rounds) >= 3 else {"7_0": QueueJob("queued", "Priority", 0.0, "")}
+
     monkeypatch.setattr(sync, "_round", one_round)
-    monkeypatch.setattr(sync, "_all_ended", lambda sweep: len(rounds) == 3)
-    monkeypatch.setattr(sync.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("optlab.launch.standing.alive", alive)
+    monkeypatch.setattr(sync.time, "sleep", sleep)
 
     assert main(["sync", "demo", *words_of(sweep), "--watch"]) == 0
-    assert rounds == [0, 1, 2]
+    done = bool({"result", "failure"} & set(files))
+    assert len(rounds) == (4 if done else 5), rounds  # where it is not done, one look more
+    assert ("nothing is queued or running" in capsys.readouterr().out) != done
+
+
+def test_an_ad_hoc_sweep_is_published_by_the_words_of_its_launch(
+    backend: Backend, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    places = [f"runtime.runs={tmp_path}/runs", f"runtime.results={tmp_path}/results"]
+    words = ["optimizer.lr=0.1,0.2", "optimizer=adamw", *shrunk(), *places]
+    sweep = from_arguments(words)
+    train_all(sweep)
+    code = main(["sync", *words, "--workers", "1"])
+    said = capfd.readouterr()
+
+    assert code == 0, said.err
+    assert f"Publishing 2 runs of {sweep.name}" in said.out and "2 published" in said.out
+    assert {run.group for run in backend.runs.values()} == {sweep.name}
+    assert ("optlab", f"summary-{sweep.name}") in backend.runs
 
 
 def words_of(sweep: Sweep) -> list[str]:
