@@ -45,6 +45,12 @@ def _of_wandb(args: argparse.Namespace) -> str:
     )
 
 
+def _compared(args: argparse.Namespace) -> list[str]:
+    if args.claim and not args.compare:
+        raise ConfigError("--claim METRIC says what of two methods to compare: give --compare A B.")
+    return [*args.compare, *([args.claim] if args.claim else [])]
+
+
 def _of_sweep(args: argparse.Namespace) -> str:
     # after parsing: --help need not wait for pandas, matplotlib and Hydra
     from optlab.sweep import from_arguments
@@ -95,7 +101,7 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
     """The options of every source."""
     figures = [name for name in (args.figures or "").split(",") if name]
     return {
-        "compare": args.compare,
+        "compare": _compared(args),
         "final": args.final,
         "width": args.width,
         "figures": figures,
@@ -146,6 +152,12 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar=("A", "B"),
         help="say every difference between two methods, with its uncertainty",
+    )
+    parser.add_argument(
+        "--claim",
+        metavar="METRIC",
+        help="with --compare: this metric alone ('best loss', 'usable width', 'LR sensitivity'), "
+        "chosen before the results were seen, so that nothing is corrected",
     )
     parser.add_argument(
         "--final",

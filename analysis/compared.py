@@ -157,6 +157,21 @@ def pair(curves: Sequence[Curve], a: str, b: str, rule: Usable = USABLE) -> list
     return corrected([compare(one, other, measure) for measure in measures])
 
 
+def claim(a: Curve, b: Curve, metric: str, rule: Usable = USABLE) -> list[Comparison]:
+    """One of the ``HEADLINES`` of two curves compared, as a claim that was made beforehand.
+
+    Raises ConfigError for another metric, or a mean over grids that differ.
+    """
+    if metric not in HEADLINES:
+        raise ConfigError(
+            f"There is no metric '{metric}' to claim.{nearest(metric, HEADLINES)} There are: "
+            f"{', '.join(HEADLINES)}."
+        )
+    if metric == "LR sensitivity" and not share_grid([a, b]):
+        raise ConfigError(f"The LR sensitivities of {a.label} and {b.label} are over other grids.")
+    return [compare(a, b, headline(metric, rule))]
+
+
 def named(curves: Sequence[Curve], name: str) -> Curve:
     """The curve of a method or label. Raises ConfigError where it is none or several."""
     found = [c for c in curves if name == c.label] or [c for c in curves if name == c.method]

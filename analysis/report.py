@@ -55,7 +55,7 @@ def analyse(
     a sentence says why another could not. Where no run is done yet only the table and the page are
     written. ``command``: the words after ``python launch.py -m`` that launch the sweep
     (``sweeps=NAME``); ``launches`` is false for a table that is no sweep of ours. ``compare``: two
-    methods to say all differences of. ``final``: which number of a run is its final metric.
+    methods to say all differences of, or of one metric, named third. ``final``: which number of a run is its final metric.
     ``notes``: sentences to begin with. ``width``: what a usable learning rate may lose.
     ``runs_folder``: the run store, which the page links to. ``extension``: as for
     ``certificate``. ``stages``: of a sweep in two. Raises ConfigError for an unknown figure, a
@@ -106,7 +106,8 @@ def _noted(text: str, notes: Sequence[str]) -> str:
 
 def _comparisons(curves: Sequence[Curve], names: Sequence[str], width: Usable) -> str:
     """Every metric of two curves, a sentence each; one for all where a curve has no results."""
-    both = [compared.named(curves, name) for name in names]
+    a, b, *claim = names
+    both = [compared.named(curves, name) for name in (a, b)]
     without = [curve.label for curve in both if not curve.done.any()]
     if without:
         has = "has" if len(without) == 1 else "have"
@@ -114,14 +115,20 @@ def _comparisons(curves: Sequence[Curve], names: Sequence[str], width: Usable) -
             f"{both[0].label} and {both[1].label} cannot be compared yet: "
             f"{' and '.join(without)} {has} no results so far."
         )
-    found = compared.pair(curves, names[0], names[1], width)
+    found = (
+        compared.claim(both[0], both[1], claim[0], width)
+        if claim
+        else compared.pair(curves, a, b, width)
+    )
     first = found[0]
     how = "paired over seeds" if first.paired else f"not paired: {first.unpaired_because}"
-    head = (
-        f"{first.a} and {first.b} ({plural(first.seeds, 'seed')}, {how}; the {len(found)} metrics "
-        "of this pair are corrected together, by Holm, apart from the comparisons with the best, "
-        "below):"
+    corrected = (
+        "one claim by itself, nothing is corrected"
+        if claim
+        else f"the {len(found)} metrics of this pair are corrected together, by Holm, apart from the "
+        "comparisons with the best, below"
     )
+    head = f"{first.a} and {first.b} ({plural(first.seeds, 'seed')}, {how}; {corrected}):"
     return "\n".join([_wrapped(head), *(_wrapped(f"  {c.sentence()}") for c in found)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -272,6 +273,26 @@ class TestCommand:
         assert r"\textbf{0.510 $\pm$ 0.010 (3)}" in (tmp_path / "out/robustness.tex").read_text()
         assert "**0.510 ± 0.010 (3)**" in (tmp_path / "out/robustness.md").read_text()
         assert "**0.910" not in (tmp_path / "out/robustness.md").read_text()
+
+    def test_a_claim_is_one_metric_and_not_corrected(self, tmp_path, capsys):
+        rows = [
+            f"{method},{lr},{seed},{best + 0.1 * abs(math.log10(lr)) + 0.03 * seed},2.0"
+            for method, best in (("adamw", 0.5), ("scion", 0.56))
+            for lr in (0.1, 1, 10)
+            for seed in range(3)
+        ]
+        path = tmp_path / "t.csv"
+        path.write_text("\n".join(["method,lr,seed,final_loss,initial_loss", *rows]))
+        words = ["--csv", str(path), "--out", str(tmp_path / "out"), "--compare", "scion", "adamw"]
+
+        assert main([*words, "--claim", "best loss"]) == 0
+        text = capsys.readouterr().out
+        block = text.split("one claim by itself")[1].split("\n\n")[0]
+        assert block.count("best loss") == 1 and "usable width" not in block
+        assert main([*words, "--claim", "best los"]) == 1
+        assert "Did you mean 'best loss'?" in capsys.readouterr().err
+        assert main([*words[:4], "--claim", "best loss"]) == 1
+        assert "--compare A B" in capsys.readouterr().err
 
     def test_the_figures_are_those_of_the_command(self, tmp_path, capsys):
         path, out = tmp_path / "t.csv", tmp_path / "out"
