@@ -24,13 +24,16 @@ _LAUNCHERS = ("local", "slurm", "here")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sweep_arguments(parser)
     parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be launched, and launch nothing"
+    )
+    parser.add_argument(
         "--launcher", choices=_LAUNCHERS, help="where; as each run was launched before by default"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     from ..errors import ConfigError
-    from ..launch.find import sweep_of
+    from ..launch.find import setting, sweep_of
     from ..launch.plan import plural
     from ..launch.standing import standings
     from ..overrides import is_launcher_setting
@@ -44,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
         )
     again = found.among("failed", "lost")
     words = [word for word in args.overrides if is_launcher_setting(word)]
+    if args.dry_run:
+        words = [word for word in words if setting(word) != "dry_run"]
+        words.append("hydra.launcher.dry_run=true")
     parts = by_launcher(again, store, args.launcher, words)
     if args.json:
         retried = [
@@ -58,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
         how = [f"hydra/launcher={launcher}", *settings]
         if not args.json:
             runs = plural(len(ids), "failed or lost run")
-            print(f"Retrying {runs} with {shlex.join(how)}.", flush=True)
+            verb = "Would retry" if args.dry_run else "Retrying"
+            print(f"{verb} {runs} with {shlex.join(how)}.", flush=True)
         ok = _launch(replace(sweep, only=frozenset(ids)), store, how).ok and ok
     return 0 if ok else 1
 

@@ -21,7 +21,9 @@ _WATCH_EVERY = 60.0  # seconds between two rounds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sweep", metavar="SWEEP", help="a file of sweeps/, such as demo")
+    parser.add_argument(
+        "sweep", metavar="SWEEP", nargs="?", default="", help="a file of sweeps/, such as demo"
+    )
     parser.add_argument("overrides", nargs="*", help="as given to launch.py")
     parser.add_argument(
         "--workers", type=int, default=4, metavar="N", help="processes that send (default: 4)"
