@@ -53,7 +53,7 @@ def _compared(args: argparse.Namespace) -> list[str]:
 
 def _of_sweep(args: argparse.Namespace) -> str:
     # after parsing: --help need not wait for pandas, matplotlib and Hydra
-    from optlab.sweep import from_arguments
+    from optlab.sweep import from_arguments, known_sweeps
 
     from .sweeps import analyse_sweep
 
@@ -64,6 +64,11 @@ def _of_sweep(args: argparse.Namespace) -> str:
         )
     if args.group is not None:
         raise ConfigError("--group names a sweep in W&B: it goes with --from-wandb.")
+    if not args.sweep:
+        raise ConfigError(
+            "Expected a sweep, such as python -m analysis demo, or a table with --csv FILE. "
+            f"sweeps/ has: {', '.join(known_sweeps())}."
+        )
     first = args.sweep if "=" in args.sweep else f"sweeps={args.sweep}"
     sweep = from_arguments([first, *args.overrides])
     return analyse_sweep(sweep, args.out, export=args.export, **_how(args))

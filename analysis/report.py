@@ -125,8 +125,8 @@ def _comparisons(curves: Sequence[Curve], names: Sequence[str], width: Usable) -
     corrected = (
         "one claim by itself, nothing is corrected"
         if claim
-        else f"the {len(found)} metrics of this pair are corrected together, by Holm, apart from the "
-        "comparisons with the best, below"
+        else f"the {len(found)} metrics of this pair are corrected together, by Holm, apart from "
+        "the comparisons with the best, below"
     )
     head = f"{first.a} and {first.b} ({plural(first.seeds, 'seed')}, {how}; {corrected}):"
     return "\n".join([_wrapped(head), *(_wrapped(f"  {c.sentence()}") for c in found)])

@@ -341,9 +341,16 @@ def set_value(tree: Tree, key: str, value: Any) -> None:
 
 def _unknown_key(tree: Tree, key: str, parent: str) -> ConfigError:
     known = list(_dotted(tree))
+    last = key.rpartition(".")[2]
+    named = [other for other in known if other.rpartition(".")[2] == last]
+    if named:  # the right name in the wrong place, such as lr for optimizer.lr
+        named.sort(key=lambda other: (other.count("."), other))
+        hint = f" Did you mean '{named[0]}'?"
+    else:
+        hint = nearest(key, known)
     beside = [other for other in known if other.rpartition(".")[0] == parent]
     return ConfigError(
-        f"There is no key '{key}'.{nearest(key, known)} "
+        f"There is no key '{key}'.{hint} "
         f"{parent or 'A run'} has: {listed(key, beside) or 'no keys below it'}."
     )
 

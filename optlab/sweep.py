@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -251,14 +252,25 @@ def from_arguments(arguments: Sequence[str]) -> Sweep:
 
 def check_sweep(name: str) -> None:
     """Raise unless ``sweeps/name.yaml`` exists."""
-    folder = ROOT / "sweeps"
-    if not (folder / f"{name}.yaml").is_file():
-        known = sorted(
-            str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")
-        )
+    if (ROOT / "sweeps" / f"{name}.yaml").is_file():
+        return
+    known = known_sweeps()
+    of_file = re.fullmatch(r"(.+)-[0-9a-f]{6}", name)
+    if of_file and (of_file[1] == "adhoc" or of_file[1] in known):
+        words = "KEY=VALUE ..." if of_file[1] == "adhoc" else f"{of_file[1]} KEY=VALUE ..."
         raise ConfigError(
-            f"There is no sweep '{name}'.{nearest(name, known)} sweeps/ has: {', '.join(known)}."
+            f"There is no file '{name}' in sweeps/: a launch with overrides has that name. In its "
+            f"place, repeat what was launched: {words}"
         )
+    raise ConfigError(
+        f"There is no sweep '{name}'.{nearest(name, known)} sweeps/ has: {', '.join(known)}."
+    )
+
+
+def known_sweeps() -> list[str]:
+    """The files of sweeps/, as they are named on the command line."""
+    folder = ROOT / "sweeps"
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
 def _declared(path: Path, scale: str) -> _Declared:

@@ -24,6 +24,8 @@ def refused(done: subprocess.CompletedProcess[str], *expected: str) -> None:
         ("optimizer=muonmaxx", "Did you mean 'muonmax'?"),
         ("optimizer.lrr=0.1", "Did you mean 'optimizer.lr'?"),
         ("+new_key=1", "would change which keys a run has"),
+        ("lr=0.1", "no key 'lr'. Did you mean 'optimizer.lr'?"),
+        ("train.batch_size=1439", "there are 1438 training samples"),
         ("optimizer.lr=abc", "optimizer.lr must be a number, not 'abc'"),
         ("optimizer.lr=-1", "optimizer.lr must be above 0"),
         ("optimizer.lr=nan", "optimizer.lr must be a finite number"),

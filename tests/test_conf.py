@@ -179,7 +179,7 @@ def test_every_experiment_of_a_paper_has_a_small_form_that_asks_for_no_gpu(sweep
     assert all(asked["gpus_per_run"] == 4 for asked in load(sweep).resources)
     assert all(asked["gpus_per_run"] == 0 for asked in mini.resources)
     assert len({run.seed for run in mini.runs}) == 3
-    assert {run.choices["model"] for run in mini.runs} <= {"gpt_tiny", "mlp"}
+    assert {run.choices["model"] for run in mini.runs} <= {"gpt_demo", "mlp"}
     assert {run.train.precision for run in mini.runs} == {"float32"}
 
 

@@ -199,6 +199,14 @@ def test_an_unknown_sweep_names_the_nearest() -> None:
         load("dmo")
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("demo-90b378", ": demo KEY=VALUE"), ("adhoc-123abc", ": KEY=VALUE")]
+)
+def test_the_name_of_a_launch_with_overrides_asks_for_them(name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"a launch with overrides has that name.*{words}"):
+        load(name)
+
+
 def test_hydra_syntax_makes_an_ad_hoc_sweep() -> None:
     sweep = ad_hoc(["optimizer=adamw,muonmax_momo", "optimizer.lr=1e-3,1e-2", "seed=range(0,3)"])
 

@@ -12,6 +12,8 @@ import argparse
 
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """``SWEEP [overrides] [--json]``, as the commands about a sweep take them."""
-    parser.add_argument("sweep", metavar="SWEEP", help="a file of sweeps/, such as demo")
+    parser.add_argument(
+        "sweep", metavar="SWEEP", nargs="?", default="", help="a file of sweeps/, such as demo"
+    )
     parser.add_argument("overrides", nargs="*", help="as given to launch.py")
     parser.add_argument("--json", action="store_true", help="for programs: one JSON object")

@@ -12,7 +12,9 @@ HELP = "run what a sweep's results ask for next: learning rates, its second stag
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sweep", metavar="SWEEP", help="a file of sweeps/, such as demo")
+    parser.add_argument(
+        "sweep", metavar="SWEEP", nargs="?", default="", help="a file of sweeps/, such as demo"
+    )
     parser.add_argument(
         "overrides", nargs="*", help="as given to launch.py, hydra/launcher=... among them"
     )

@@ -28,13 +28,16 @@ Parts = dict[tuple[str, tuple[str, ...]], list[str]]  # launcher and its setting
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sweep_arguments(parser)
     parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be launched, and launch nothing"
+    )
+    parser.add_argument(
         "--launcher", choices=_LAUNCHERS, help="where; as each run was launched before by default"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     from ..errors import ConfigError
-    from ..launch.find import sweep_of
+    from ..launch.find import setting, sweep_of
     from ..launch.standing import standings
     from ..overrides import is_launcher_setting
 
@@ -47,6 +50,9 @@ def run(args: argparse.Namespace) -> int:
         )
     again = found.among("failed", "lost")
     words = [word for word in args.overrides if is_launcher_setting(word)]
+    if args.dry_run:
+        words = [word for word in words if setting(word) != "dry_run"]
+        words.append("hydra.launcher.dry_run=true")
     parts = by_launcher(again, store, args.launcher, words)
     if args.json:
         retried = [
@@ -55,20 +61,21 @@ def run(args: argparse.Namespace) -> int:
         ]
         print(json.dumps({"sweep": sweep.name, "retried": retried}), flush=True)
         with contextlib.redirect_stdout(sys.stderr):  # where the launchers may speak
-            return _launch_all(sweep, store, parts)
+            return _launch_all(sweep, store, parts, args.dry_run)
     if not again:
         print(f"Sweep {sweep.name}: no run has failed or is lost; there is nothing to retry.")
-    return _launch_all(sweep, store, parts)
+    return _launch_all(sweep, store, parts, args.dry_run)
 
 
-def _launch_all(sweep: Sweep, store: RunStore, parts: Parts) -> int:
+def _launch_all(sweep: Sweep, store: RunStore, parts: Parts, dry_run: bool) -> int:
     from ..launch.plan import plural
 
     ok = True
     for (launcher, settings), ids in parts.items():
         how = [f"hydra/launcher={launcher}", *settings]
         runs = plural(len(ids), "failed or lost run")
-        print(f"Retrying {runs} with {shlex.join(how)}.", flush=True)
+        verb = "Would retry" if dry_run else "Retrying"
+        print(f"{verb} {runs} with {shlex.join(how)}.", flush=True)
         ok = _launch(replace(sweep, only=frozenset(ids)), store, how).ok and ok
     return 0 if ok else 1
 

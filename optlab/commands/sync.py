@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "sweep",
         metavar="SWEEP",
+        nargs="?",
+        default="",
         help="a file of sweeps/, such as demo; or the first override of an ad-hoc sweep",
     )
     parser.add_argument("overrides", nargs="*", help="as given to launch.py")

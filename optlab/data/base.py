@@ -125,10 +125,9 @@ def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
 class Sampler:
     """Which samples a training step takes: every one once per epoch, each epoch in its own order.
 
-    A batch that crosses the end of an epoch goes on with the next permutation, so any batch size
-    works, also one above the size of the dataset. With ``drop_last`` no batch does: an epoch ends
-    with its last whole batch, and the few samples behind that sit it out. Step t is a pure function
-    of (seed, t).
+    A batch that crosses the end of an epoch goes on with the next permutation, so any batch size up
+    to that of the dataset works. With ``drop_last`` no batch does: an epoch ends with its last
+    whole batch, and the few samples behind that sit it out. Step t is a pure function of (seed, t).
     """
 
     size: int  # samples
@@ -144,10 +143,10 @@ class Sampler:
         ]:
             if value < least:
                 raise ConfigError(f"The {name} must be at least {least}, but is {value}.")
-        if self.drop_last and self.batch_size > self.size:
+        if self.batch_size > self.size:
             raise ConfigError(
-                f"dataset.drop_last leaves nothing of {self.size} training samples where"
-                f" train.batch_size is {self.batch_size}: choose a smaller batch."
+                f"train.batch_size is {self.batch_size}, and there are {self.size} training"
+                f" samples, so that every batch would hold some twice: choose at most {self.size}."
             )
 
     @property

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -101,10 +105,37 @@ def check_login() -> None:
     wandb = imported()
     os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(START_WITHIN))
     try:
+        _reach(wandb.setup().settings.base_url)
         if not wandb.login(prompt=False, verify=True):
             raise wandb.errors.AuthenticationError("no API key")
+    except ConfigError:
+        raise
     except Exception as error:  # the client raises many kinds; all mean that nothing can be sent
         raise ConfigError(explain(error)) from error
+
+
+def _reach(server: str) -> None:
+    """Raise ConfigError unless the server answers anything, within seconds.
+
+    The client itself tries for up to two minutes, and then blames its helper process.
+    """
+    query = json.dumps({"query": "query Viewer { viewer { id } }", "variables": {}}).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server}/graphql", query, headers)
+    try:
+        urllib.request.urlopen(request, timeout=START_WITHIN).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code < 500:
+            return  # it is there, and wants a key
+        reason: object = error
+    except OSError as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(reason, ssl.SSLError):
+            return  # the client has certificates of its own
+    else:
+        return
+    raise ConfigError(f"{server} does not answer: check the network and WANDB_BASE_URL ({reason}).")
 
 
 def explain(error: BaseException) -> str:

@@ -198,6 +198,16 @@ def test_retry_as_json_is_one_object(optlab: Optlab, store: RunStore) -> None:
     assert store.status(failed.id) == "finished"
 
 
+def test_a_dry_retry_launches_nothing(optlab: Optlab, store: RunStore) -> None:
+    failed = ad_hoc(TINY_ONES).runs[0]
+    fill(store, failed, ["records", "failure"])
+    told = optlab("retry", *TINY_ONES, "--dry-run", "hydra.launcher.workers=1")
+
+    assert told.code == 0, told.err
+    assert "Would retry 1 failed or lost run with hydra/launcher=local" in told.out
+    assert store.status(failed.id) == "failed"
+
+
 def test_a_launcher_setting_that_does_not_exist_is_refused(optlab: Optlab, store: RunStore) -> None:
     fill(store, ad_hoc(TINY_ONES).runs[0], ["records", "failure"])
     told = optlab("retry", *TINY_ONES, "--launcher", "here", "hydra.launcher.wrkers=1")

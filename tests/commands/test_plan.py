@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from optlab.__main__ import main
 from optlab.errors import ConfigError
 from optlab.launch.launch import prepare
 from optlab.launch.pace import paces, parts
@@ -254,3 +255,12 @@ def test_a_damaged_probe_measures_nothing(optlab: Optlab, store: RunStore) -> No
         path.write_text(text)
 
     assert optlab("plan", "SWEEP", "--json").json["forecast"]["unknown"] == 8
+
+
+@pytest.mark.parametrize("command", ["status", "cancel", "plan", "retry", "sync", "extend"])
+def test_a_command_without_a_sweep_asks_for_one(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not for overrides, which may be left out."""
+    assert main([command]) == 1
+    assert f"error: {command} needs a SWEEP" in capsys.readouterr().err

@@ -30,6 +30,7 @@ SEEDS = st.integers(0, 2**64)
 
 @given(st.integers(1, 40), st.integers(1, 100), SEEDS)
 def test_every_sample_comes_exactly_once_per_epoch(size: int, batch_size: int, seed: int) -> None:
+    batch_size = min(batch_size, size)
     sampler, epochs = Sampler(size, batch_size, seed), 4
 
     steps = math.ceil(epochs * size / batch_size)
@@ -52,14 +53,17 @@ def test_an_epoch_that_drops_its_last_samples_is_whole_batches_of_distinct_ones(
         assert taken.tolist() == order(epoch)[: whole * batch_size].tolist()
 
 
-def test_a_batch_that_no_epoch_could_fill_is_refused_where_the_last_is_dropped() -> None:
-    with pytest.raises(ConfigError, match="drop_last leaves nothing of 5 training samples"):
-        Sampler(5, 6, 0, drop_last=True)
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_batch_above_the_size_of_the_dataset_is_refused(drop_last: bool) -> None:
+    Sampler(5, 5, 0, drop_last)
+    with pytest.raises(ConfigError, match=r"train.batch_size is 6, and there are 5 training"):
+        Sampler(5, 6, 0, drop_last)
 
 
 @given(st.integers(1, 40), st.integers(1, 100), SEEDS, st.randoms(use_true_random=False))
 def test_a_batch_depends_on_seed_and_step_only(size, batch_size, seed, random) -> None:
     """Resuming at any step, or asking in any order, gives the batches of an undisturbed run."""
+    batch_size = min(batch_size, size)
     undisturbed = Sampler(size, batch_size, seed)
     expected = [undisturbed(step) for step in range(12)]
 

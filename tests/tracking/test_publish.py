@@ -341,6 +341,29 @@ def test_a_wrong_key_publishes_nothing_and_says_so_once(
     assert f"{backend.url} does not accept the API key" in error.splitlines()[-1]
 
 
+@pytest.mark.parametrize("fault", ["never answers", "answers 500", "is not there"])
+def test_a_server_that_is_away_is_told_at_once(
+    backend: Backend,
+    copied: tuple[Sweep, RunStore],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+) -> None:
+    """The client would try for two minutes, and then speak of its own helper process."""
+    sweep, _ = copied
+    monkeypatch.setattr(client, "START_WITHIN", 1)
+    if fault == "is not there":
+        backend.stop()
+    else:
+        backend.fault = backend.hang if fault == "never answers" else lambda request: (500, {})
+    code = main(["sync", "demo", *words_of(sweep)])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert code == 1
+    assert f"{backend.url} does not answer: check the network and WANDB_BASE_URL" in error
+    assert len(backend.requests) <= 1  # and nobody tries again
+
+
 @pytest.mark.parametrize(
     ("files", "cancelled"),
     [
