@@ -110,7 +110,15 @@ def _noted(text: str, notes: Sequence[str]) -> str:
 
 
 def _comparisons(curves: Sequence[Curve], names: Sequence[str], width: Usable) -> str:
-    """Every metric of two curves, a sentence each."""
+    """Every metric of two curves, a sentence each; one for all where a curve has no results."""
+    both = [compared.named(curves, name) for name in names]
+    without = [curve.label for curve in both if not curve.done.any()]
+    if without:
+        has = "has" if len(without) == 1 else "have"
+        return _wrapped(
+            f"{both[0].label} and {both[1].label} cannot be compared yet: "
+            f"{' and '.join(without)} {has} no results so far."
+        )
     found = compared.pair(curves, names[0], names[1], width)
     first = found[0]
     how = "paired over seeds" if first.paired else f"not paired: {first.unpaired_because}"

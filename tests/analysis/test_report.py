@@ -91,6 +91,14 @@ def test_a_method_without_any_result_lacks_runs_everywhere(table, records, tmp_p
     assert "  Scion: no results yet." in text
 
 
+def test_a_comparison_with_a_method_without_results_is_one_sentence(table, records, tmp_path):
+    runs = table({"adamw": DONE, "scion": {0.1: ["missing"]}})
+    text = said(runs, records, tmp_path, compare=("adamw", "scion"))
+
+    assert "AdamW and Scion cannot be compared yet: Scion has no results so far." in text
+    assert text.count("compared") == 1 and "nothing was learned" not in text
+
+
 def test_the_command_of_a_changed_sweep_is_its_own(table, records, tmp_path):
     runs = table({"adamw": {0.1: ["missing"]}})
     text = said(runs, records, tmp_path, command="sweeps=demo model.width=8")
