@@ -110,6 +110,7 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
         "final": args.final,
         "width": args.width,
         "figures": figures,
+        "lr": args.lr,
     }
 
 
@@ -181,6 +182,12 @@ def _parser() -> argparse.ArgumentParser:
         "--figures",
         metavar="NAME,...",
         help="files of analysis/figures to draw (default: those that the sweep names)",
+    )
+    parser.add_argument(
+        "--lr",
+        default="",
+        metavar="LR,...",
+        help="learning rates whose loss curves to draw (default: each method's best)",
     )
     parser.add_argument(
         "--export",

@@ -12,7 +12,7 @@ import numpy as np
 from optlab.errors import ConfigError, nearest
 
 from . import robustness
-from .curves import Curve
+from .curves import Curve, among
 from .kernels import Level
 from .robustness import Measure
 from .statistics import Comparison, compare, corrected
@@ -59,6 +59,25 @@ def usable(text: str) -> Usable:
             f"{', '.join(get_args(Level))}, such as 0.05:drop; found '{text}'."
         )
     return Usable(number, cast(Level, level or "drop"))
+
+
+def chosen(curves: Sequence[Curve], text: str) -> tuple[float, ...]:
+    """The learning rates of ``--lr LR,...``. Raises ConfigError for one that no curve has."""
+    try:
+        lrs = tuple(float(word) for word in text.split(",") if word.strip())
+    except ValueError:
+        lrs = ()
+    if text and not (lrs and all(map(math.isfinite, lrs))):
+        raise ConfigError(f"Expected --lr LR,... such as 0.01,0.1; found '{text}'.")
+    grid = np.unique(np.concatenate([np.zeros(0), *(curve.lr for curve in curves)]))
+    for lr in lrs:
+        if len(grid) and not among(grid, [lr]).any():
+            near = grid[int(np.argmin(np.abs(np.log(grid) - math.log(lr))))] if lr > 0 else grid[0]
+            raise ConfigError(
+                f"--lr {lr:g}: no method has that learning rate. The nearest of the grids is "
+                f"{near:.4g}."
+            )
+    return lrs
 
 
 def headline(name: str, rule: Usable = USABLE) -> Measure:

@@ -117,6 +117,7 @@ class Study:
     level: Literal["drop", "relative", "absolute"] = "drop"
     second: Sequence[Curve] = ()  # of the second stage: no curves over lr, one point each
     second_axes: Sequence[str] = ()  # what the second stage varies
+    lrs: Sequence[float] = ()  # whose loss curves are drawn; by default each curve's best
 
 
 def curves(runs: pd.DataFrame) -> list[Curve]:
@@ -146,6 +147,11 @@ def curves(runs: pd.DataFrame) -> list[Curve]:
     return sorted(
         found, key=lambda curve: (style.order(curve.method), style.natural(curve.setting))
     )
+
+
+def among(grid: np.ndarray, lrs: Sequence[float]) -> np.ndarray:
+    """(n, k) bool: where the grid of n learning rates has which of the k; four digits suffice."""
+    return np.isclose(grid[:, None], np.asarray(lrs, float)[None, :], rtol=1e-3, atol=0)
 
 
 def is_diverged(runs: pd.DataFrame) -> pd.Series:

@@ -47,6 +47,7 @@ def analyse(
     runs_folder: Path | None = None,
     extension: str = "",
     stages: Stages | None = None,
+    lr: str = "",
 ) -> str:
     """Write the figures and the robustness table of a sweep into ``out``; return what to print.
 
@@ -58,17 +59,21 @@ def analyse(
     methods to say all differences of, or of one metric, named third. ``final``: which number of a run is its final metric.
     ``notes``: sentences to begin with. ``width``: what a usable learning rate may lose.
     ``runs_folder``: the run store, which the page links to. ``extension``: as for
-    ``certificate``. ``stages``: of a sweep in two. Raises ConfigError for an unknown figure, a
+    ``certificate``. ``stages``: of a sweep in two. ``lr``: learning rates whose loss curves to
+    draw, instead of the best ones, as in the command. Raises ConfigError for an unknown figure, a
     table of runs that cannot be read as curves, or a folder that cannot be written.
     """
     chosen = list(figures) or ["lr_sensitivity"]
+    chosen += ["loss_curves"] if lr and "loss_curves" not in chosen else []
     for figure in chosen:
         drawings.find(figure)
     checks.check_units(runs)
     runs = with_final(runs, records, final)
     first, second = split(runs, stages)
     axes = stages.axes if stages else ()
-    study = Study(name, runs, records, curves(first), width.q, width.level, second, axes)
+    found = curves(first)
+    lrs = compared.chosen(found, lr)
+    study = Study(name, runs, records, found, width.q, width.level, second, axes, lrs)
     launch = f"python launch.py -m {command or f'sweeps={name}'}" if launches else ""
     parts = [_noted(coverage(study, launch), [*notes, *checks.notes(runs, study.curves)])]
     if compare:

@@ -42,12 +42,13 @@ def analyse_sweep(
     final: str = "last",
     width: str = "0.05",
     figures: Sequence[str] = (),
+    lr: str = "",
     export: Path | None = None,
 ) -> str:
     """Read the sweep's runs, write its figures and tables into ``out``, return what to print.
 
-    ``out``: by default the folder of the sweep's name among its results. ``compare``,
-    ``final``, ``width``: as in the command; ``figures``: instead of those that the sweep names;
+    ``out``: by default the folder of the sweep's name among its results. ``compare``, ``final``,
+    ``width``, ``lr``: as in the command; ``figures``: instead of those that the sweep names;
     ``export``: a CSV file to write the table of runs into, which ``analyse_csv`` reads as the same.
     Raises ConfigError as ``analyse`` does.
     """
@@ -75,6 +76,7 @@ def analyse_sweep(
         compare=compare,
         final=outcomes.final(final),
         width=usable(width),
+        lr=lr,
         notes=notes,
         extension=_extension(sweep, store),
         stages=stages(sweep),
@@ -170,6 +172,7 @@ def analyse_csv(
     final: str = "last",
     width: str = "0.05",
     figures: Sequence[str] = (),
+    lr: str = "",
 ) -> str:
     """The same of a table that others made.
 
@@ -193,6 +196,7 @@ def analyse_csv(
         compare=compare,
         final=choice,
         width=usable(width),
+        lr=lr,
         notes=found.notes,
         launches=False,
     )
@@ -208,6 +212,7 @@ def analyse_wandb(
     final: str = "last",
     width: str = "0.05",
     figures: Sequence[str] = (),
+    lr: str = "",
 ) -> str:
     """The same of a sweep that stands in W&B's ``project`` (entity/project).
 
@@ -228,6 +233,7 @@ def analyse_wandb(
         compare=compare,
         final=outcomes.final(final),
         width=usable(width),
+        lr=lr,
         notes=found.notes,
     )
 

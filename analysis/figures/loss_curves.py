@@ -1,4 +1,4 @@
-"""Validation loss against training step, each method at its best learning rate."""
+"""Validation loss against training step, each method at its best or at chosen learning rates."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from ..curves import Curve, Study
+from ..curves import Curve, Study, among
 from ..layout import WIDTH, CannotDraw, note, panels, range_text, scale_losses, unit_of
-from ..robustness import Optimum, best
+from ..robustness import best
 from ..style import Style, styles
 from ..tables import lr_text
 
@@ -28,20 +28,23 @@ def draw(study: Study) -> tuple[Figure, pd.DataFrame]:
 
     More than a dozen lines or so are drawn in a panel each, over the others in grey.
     """
-    looks = styles((curve.method, curve.setting) for curve in study.curves)
+    points = [(curve, i) for curve in study.curves for i in _shown(curve, study.lrs)]
+    looks = styles((curve.method, _look_of(curve, i, study.lrs)) for curve, i in points)
     traced = [
-        (_losses(study.records, curve, best(curve)), look)
-        for curve, look in zip(study.curves, looks, strict=True)
+        (_losses(study.records, curve, i), look)
+        for (curve, i), look in zip(points, looks, strict=True)
     ]
     lines = [(line, look) for line, look in traced if len(line)]
     if not study.curves:
         raise CannotDraw("the sweep has no runs, so there is nothing to draw")
-    if not lines and any(best(curve) for curve in study.curves):
+    which = "the chosen learning rates" if study.lrs else "the best learning rates"
+    if not lines and points:
         raise CannotDraw(
-            "it needs the evaluations of the runs at the best learning rates, and there are none "
+            f"it needs the evaluations of the runs at {which}, and there are none "
             "(of a table: --records FILE, a row per evaluation)"
         )
-    title = f"{study.name}: each method at its best learning rate"
+    at = which if study.lrs else "its best learning rate"
+    title = f"{study.name}: each method at {at}"
     if len(lines) > MOST:
         raise CannotDraw(
             f"its {len(lines)} lines fit no page; choose among them (optimizer=NAME,NAME)"
@@ -108,15 +111,26 @@ def _draw_line(axes: Axes, line: pd.DataFrame, look: Style, *, shift: int) -> No
         note(axes, point.step, point.mean, text)
 
 
-def _losses(records: pd.DataFrame, curve: Curve, optimum: Optimum | None) -> pd.DataFrame:
+def _shown(curve: Curve, lrs: Sequence[float]) -> list[int]:
+    """Places in the curve's grid: of the chosen learning rates, by default of the best one."""
+    if lrs:
+        return [int(i) for i in np.flatnonzero(among(curve.lr, lrs).any(axis=1))]
+    optimum = best(curve)
+    return [] if optimum is None else [optimum.index]
+
+
+def _look_of(curve: Curve, i: int, lrs: Sequence[float]) -> str:
+    """What tells a line from the others of its method: with several, also the learning rate."""
+    return f"{curve.setting} lr={lr_text(curve.lr[i])}".strip() if len(lrs) > 1 else curve.setting
+
+
+def _losses(records: pd.DataFrame, curve: Curve, i: int) -> pd.DataFrame:
     """One row per step that all seeds with records have: mean, min, max of the validation loss."""
-    if optimum is None:
-        return pd.DataFrame(columns=COLUMNS)
-    ids = curve.run[optimum.index][curve.done[optimum.index]]
+    ids = curve.run[i][curve.done[i]]
     own = records.loc[records["run"].isin(ids), ["run", "step", "val_loss"]]
     own = own.astype({"step": float, "val_loss": float})
     losses = own.loc[np.isfinite(own["val_loss"])].groupby("step")["val_loss"]
     steps = losses.agg(mean="mean", low="min", high="max", seeds="count").reset_index()
     steps = steps.loc[steps["seeds"] == own["run"].nunique()]
     named = {"method": curve.method, "setting": curve.setting, "label": curve.label}
-    return steps.assign(**named, lr=optimum.lr)[COLUMNS]
+    return steps.assign(**named, lr=float(curve.lr[i]))[COLUMNS]

@@ -208,6 +208,19 @@ def test_the_command_prints_the_analysis_and_ends_with_0(tmp_path, monkeypatch, 
     assert capsys.readouterr().out.endswith(f"{out}/lr_sensitivity.png\n")
 
 
+def test_the_command_draws_the_loss_curves_of_the_learning_rates_that_it_is_told(
+    tmp_path, monkeypatch, capsys
+):
+    sweep = sweep_of(tmp_path)
+    finish(RunStore(tmp_path / "runs"), sweep, [0.5, 0.3, 0.5, 0.3])
+    monkeypatch.setattr("optlab.sweep.from_arguments", lambda words: sweep)
+
+    assert main(["demo", "--out", str(tmp_path / "x"), "--lr", "0.01,0.001"]) == 0
+    assert set(pd.read_csv(tmp_path / "x" / "loss_curves.csv")["lr"]) == {0.001, 0.01}
+    assert main(["demo", "--out", str(tmp_path / "y"), "--lr", "3"]) == 1
+    assert "no method has that learning rate" in capsys.readouterr().err
+
+
 def test_an_unknown_sweep_is_one_message_and_exit_code_1(capsys):
     assert main(["demoo"]) == 1
 

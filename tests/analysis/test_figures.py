@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -380,6 +381,21 @@ class TestLossCurves:
         np.testing.assert_allclose(points["high"], [2.0, 1.2, 0.7])
         np.testing.assert_allclose(line.get_ydata(), points["mean"])
         assert line.get_label() == "AdamW, lr 0.1"
+
+    def test_chosen_learning_rates_get_a_line_each(self, table):
+        runs = table({"adamw": {0.03162: [0.5], 1.0: [0.9]}, "scion": {0.1: [0.7], 1.0: [0.6]}})
+        found = study(runs, records_of(runs, [[2.0, each] for each in (0.5, 0.9, 0.7, 0.6)]))
+        figure, points = loss_curves.draw(replace(found, lrs=(10**-1.5, 1.0)))
+        looks = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines]
+        last = points.loc[points["step"] == 10]
+
+        assert list(zip(last["method"], last["lr"], last["mean"], strict=True)) == [
+            ("adamw", 0.03162, 0.5),
+            ("adamw", 1.0, 0.9),
+            ("scion", 1.0, 0.6),
+        ]
+        assert len(set(looks)) == 3
+        assert "at the chosen learning rates" in figure.axes[0].get_title()
 
     def test_runs_that_are_not_done_do_not_enter(self, table):
         runs = table({"adamw": {0.1: [0.5, "running"]}})

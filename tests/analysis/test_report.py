@@ -207,3 +207,31 @@ def test_no_half_written_file_is_left_where_another_stands(table, records, tmp_p
 
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert len(pd.read_csv(tmp_path / "robustness.csv")) == 2
+
+
+def test_loss_curves_of_chosen_learning_rates_are_drawn_unasked(table, tmp_path):
+    runs = table({"adamw": {0.1: [0.5], 1.0: [0.9]}})
+    evaluations = [(run, step, 0.7) for run in runs["run"] for step in (0, 10)]
+    of_runs = pd.DataFrame(evaluations, columns=["run", "step", "val_loss"])
+    analyse(runs, of_runs, name="x", out=tmp_path, figures=[], lr="1")
+
+    assert set(pd.read_csv(tmp_path / "loss_curves.csv")["lr"]) == {1.0}
+    assert (tmp_path / "lr_sensitivity.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("lr", "message"),
+    [
+        ("0.2", "--lr 0.2: no method has that learning rate. The nearest of the grids is 0.1"),
+        ("-1", "no method has that learning rate"),
+        ("x", "such as 0.01,0.1; found 'x'"),
+        (",", "such as 0.01,0.1; found ','"),
+        ("nan", "found 'nan'"),
+    ],
+)
+def test_a_learning_rate_that_nobody_has_is_refused(table, records, tmp_path, lr, message):
+    runs = table({"adamw": {0.1: [0.5], 1.0: [0.9]}})
+
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        analyse(runs, records, name="x", out=tmp_path / "new", figures=[], lr=lr)
+    assert not (tmp_path / "new").exists()
