@@ -46,6 +46,7 @@ def analyse(
     runs_folder: Path | None = None,
     extension: str = "",
     stages: Stages | None = None,
+    remote: page.Remote | None = None,
 ) -> str:
     """Write the figures and the robustness table of a sweep into ``out``; return what to print.
 
@@ -57,8 +58,9 @@ def analyse(
     methods to say all differences of. ``final``: which number of a run is its final metric.
     ``notes``: sentences to begin with. ``width``: what a usable learning rate may lose.
     ``runs_folder``: the run store, which the page links to. ``extension``: as for
-    ``certificate``. ``stages``: of a sweep in two. Raises ConfigError for an unknown figure, a
-    table of runs that cannot be read as curves, or a folder that cannot be written.
+    ``certificate``. ``stages``: of a sweep in two. ``remote``: of runs that stand in W&B.
+    Raises ConfigError for an unknown figure, a table of runs that cannot be read as curves, or a
+    folder that cannot be written.
     """
     chosen = list(figures) or ["lr_sensitivity"]
     for figure in chosen:
@@ -80,7 +82,7 @@ def analyse(
     if not is_done(runs).any():
         hint = f" To launch it: {launch}" if launch else ""
         words = {"Coverage": parts[0]}
-        _write(out / PAGE, page.html(study, [], words, launch=launch, out=out))
+        _write(out / PAGE, page.html(study, [], words, launch=launch, out=out, remote=remote))
         return "\n\n".join([*parts, f"There is nothing to analyse yet.{hint}"])
     drawn = draw_all(study, chosen)
     for each in drawn:
@@ -91,7 +93,9 @@ def analyse(
     resolved = _resolved(study, width)
     words = {"Coverage": parts[0], "Certificate": "\n\n".join([certified, *resolved])}
     words["Definitions"] = defined
-    content = page.html(study, drawn, words, launch=launch, out=out, runs_folder=runs_folder)
+    content = page.html(
+        study, drawn, words, launch=launch, out=out, runs_folder=runs_folder, remote=remote
+    )
     _write(out / PAGE, content)
     shown = [each.name for each in drawn if not each.why_not]
     absent = [_wrapped(each.why_not) for each in drawn if each.why_not]

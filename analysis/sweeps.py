@@ -19,6 +19,7 @@ from . import outcomes, reading
 from .compared import usable
 from .curves import varies_within
 from .export import write
+from .page import Remote
 from .report import analyse
 from .sources import Source, read
 from .stages import Stages
@@ -189,6 +190,7 @@ def analyse_wandb(
         final=outcomes.final(final),
         width=usable(width),
         notes=found.notes,
+        remote=Remote(project, found.urls),
     )
 
 
