@@ -35,6 +35,14 @@ NO_LINKS = {"folder": "", "log": "", "wandb": ""}
 
 
 @dataclass(frozen=True)
+class Remote:
+    """Runs that were read from W&B, not from the run store."""
+
+    project: str  # entity/project
+    urls: Mapping[str, str]  # run -> its address there
+
+
+@dataclass(frozen=True)
 class _Picture:
     """A figure as the page shows it."""
 
@@ -53,12 +61,13 @@ def html(
     launch: str,
     out: Path,
     runs_folder: Path | None = None,
+    remote: Remote | None = None,
 ) -> bytes:
     """The page, to be written into the folder ``out``, to which its links are relative.
 
     ``words``: heading -> plain text, such as the certificate. ``launch``: the command that fills
     the holes. ``runs_folder``: the run store, where provenance, logs and W&B links are; None for
-    tables that come from elsewhere.
+    tables that come from elsewhere. ``remote``: where in W&B they come from.
     """
     environment = Environment(
         loader=FileSystemLoader(HERE),
@@ -74,8 +83,8 @@ def html(
         pictures=[_picture(each) for each in drawn],
         words=words,
         robustness=_robustness(study),
-        facts=list(_facts(metas)),
-        runs=list(_runs(study, out, runs_folder)),
+        facts=[*_read_from(remote), *_facts(metas)],
+        runs=list(_runs(study, out, runs_folder, remote)),
         has_settings=any(curve.setting for curve in (*study.curves, *study.second)),
         outcomes=sorted(set(_states(study.runs))),
     )
@@ -111,6 +120,13 @@ def _json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _read_from(remote: Remote | None) -> list[tuple[str, str, int]]:
+    """As ``_facts``: where runs were read that do not come from the run store."""
+    if remote is None:
+        return []
+    return [("read from", f"Weights & Biases, {remote.project}", len(remote.urls))]
+
+
 def _facts(metas: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, int]]:
     """What made the numbers, its values, and the number of runs that each made."""
     for key, name in FACTS.items():
@@ -138,7 +154,9 @@ def _states(runs: pd.DataFrame) -> list[str]:
     return list(runs["outcome"].mask(is_diverged(runs), "diverged"))
 
 
-def _runs(study: Study, out: Path, folder: Path | None) -> Iterator[dict[str, Any]]:
+def _runs(
+    study: Study, out: Path, folder: Path | None, remote: Remote | None
+) -> Iterator[dict[str, Any]]:
     """One row per run, its links relative to ``out``."""
     curves = (*study.second, *study.curves)
     setting = {run: curve.setting for curve in curves for run in curve.run.flat if run != ""}
@@ -160,6 +178,7 @@ def _runs(study: Study, out: Path, folder: Path | None) -> Iterator[dict[str, An
             "accuracy": _number(row.get("accuracy")),
             "seconds": seconds.get(run),
             **(NO_LINKS if folder is None else _links(folder / run, out)),
+            **({} if remote is None else {"wandb": remote.urls.get(run, "")}),
         }
 
 

@@ -48,6 +48,7 @@ def analyse(
     extension: str = "",
     stages: Stages | None = None,
     lr: str = "",
+    remote: page.Remote | None = None,
 ) -> str:
     """Write the figures and the robustness table of a sweep into ``out``; return what to print.
 
@@ -56,12 +57,13 @@ def analyse(
     a sentence says why another could not. Where no run is done yet only the table and the page are
     written. ``command``: the words after ``python launch.py -m`` that launch the sweep
     (``sweeps=NAME``); ``launches`` is false for a table that is no sweep of ours. ``compare``: two
-    methods to say all differences of, or of one metric, named third. ``final``: which number of a run is its final metric.
-    ``notes``: sentences to begin with. ``width``: what a usable learning rate may lose.
+    methods to say all differences of, or of one metric, named third. ``final``: which number of a
+    run is its final metric. ``notes``: sentences to begin with. ``width``: what a usable learning rate may lose.
     ``runs_folder``: the run store, which the page links to. ``extension``: as for
     ``certificate``. ``stages``: of a sweep in two. ``lr``: learning rates whose loss curves to
-    draw, instead of the best ones, as in the command. Raises ConfigError for an unknown figure, a
-    table of runs that cannot be read as curves, or a folder that cannot be written.
+    draw, instead of the best ones, as in the command. ``remote``: of runs that stand in W&B.
+    Raises ConfigError for an unknown figure, a table of runs that cannot be read as curves, or a
+    folder that cannot be written.
     """
     chosen = list(figures) or ["lr_sensitivity"]
     chosen += ["loss_curves"] if lr and "loss_curves" not in chosen else []
@@ -86,7 +88,7 @@ def analyse(
     if not is_done(runs).any():
         hint = f" To launch it: {launch}" if launch else ""
         words = {"Coverage": parts[0]}
-        _write(out / PAGE, page.html(study, [], words, launch=launch, out=out))
+        _write(out / PAGE, page.html(study, [], words, launch=launch, out=out, remote=remote))
         return "\n\n".join([*parts, f"There is nothing to analyse yet.{hint}"])
     drawn = draw_all(study, chosen)
     for each in drawn:
@@ -97,7 +99,9 @@ def analyse(
     resolved = _resolved(study, width)
     words = {"Coverage": parts[0], "Certificate": "\n\n".join([certified, *resolved])}
     words["Definitions"] = defined
-    content = page.html(study, drawn, words, launch=launch, out=out, runs_folder=runs_folder)
+    content = page.html(
+        study, drawn, words, launch=launch, out=out, runs_folder=runs_folder, remote=remote
+    )
     _write(out / PAGE, content)
     shown = [each.name for each in drawn if not each.why_not]
     absent = [_wrapped(each.why_not) for each in drawn if each.why_not]

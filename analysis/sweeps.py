@@ -20,6 +20,7 @@ from . import outcomes, reading
 from .compared import usable
 from .curves import is_done, varies_within
 from .export import write
+from .page import Remote
 from .report import analyse
 from .sources import Source, read
 from .stages import Stages
@@ -235,6 +236,7 @@ def analyse_wandb(
         width=usable(width),
         lr=lr,
         notes=found.notes,
+        remote=Remote(project, found.urls),
     )
 
 

@@ -39,6 +39,7 @@ class Download:
     command: str | None  # that launches it; None where the sweep has no page in W&B
     figures: tuple[str, ...]
     notes: tuple[str, ...]  # what W&B does not have
+    urls: Mapping[str, str]  # run -> its address in W&B, of those that stand there
 
 
 def read(project: str, sweep: str, cache: Path) -> Download:
@@ -80,6 +81,7 @@ def read(project: str, sweep: str, cache: Path) -> Download:
         page.get("command"),
         tuple(page.get("figures", ())),
         tuple(notes),
+        {run.config["run"]: run.url for run in waiting},
     )
 
 

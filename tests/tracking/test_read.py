@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,6 +212,20 @@ def test_the_command_writes_the_same_files_as_from_the_store(
     assert "robustness.csv" in names
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_the_page_links_every_run_to_wandb_and_says_where_it_was_read(
+    backend: Backend, published: tuple[Sweep, RunStore], tmp_path: Path
+) -> None:
+    sweep, _ = published
+    out = tmp_path / "a"
+    words = ["--from-wandb", PROJECT, "--group", sweep.name, f"runtime.results={tmp_path}/r"]
+    assert main([*words, "--out", str(out)]) == 0
+    text = (out / "report.html").read_text()
+    links = re.findall(rf'href="{backend.url}/([^"]*)"', text)
+
+    assert sorted(links) == sorted(f"{PROJECT}/runs/{run.id}" for run in sweep.runs[:-1])
+    assert re.search(rf"read from</th><td>Weights &amp; Biases, {PROJECT}</td><td.*>15<", text)
 
 
 def test_a_group_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
