@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,6 @@ import wandb
 from optlab.paths import ROOT
 from optlab.store import Record, RunStore
 from optlab.tracking import client, mirror, rows
-from optlab.tracking.mirror import Mirror
 from support import environment
 from tracking.backend import KEY, Backend, Request
 from tracking.trained import compose, train
@@ -41,11 +43,15 @@ def inspected(folder: Path, *flags: str) -> str:
 
 def child(code: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own, with the tests' modules at hand."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    env = {**environment(), **more, "PYTHONPATH": path}
+    env = {**with_tests(), **more}
     return subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
     )
+
+
+def with_tests() -> dict[str, str]:
+    """The environment of a child process that also imports the tests' modules."""
+    return {**environment(), "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 
 
 def local_rows(store: RunStore, run_id: str) -> list[dict[str, object]]:
@@ -271,19 +277,49 @@ def test_a_server_that_is_away_means_an_offline_mirror(
     assert inspected(store.folder(run_id)).count("val_loss") >= 4
 
 
-def test_the_start_waits_less_than_ten_seconds() -> None:
-    assert client.START_WITHIN < 10  # asked of the client, which keeps it: seen to end 0.4 s late
-
-
-@pytest.mark.parametrize("fault", ["refuses", "never answers", "is gone"])
-def test_a_server_that_goes_away_in_mid_run_delays_the_end_by_little(
-    backend: Backend, store: RunStore, monkeypatch: pytest.MonkeyPatch, fault: str
+def test_a_server_that_never_answers_holds_the_start_for_little(
+    backend: Backend, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(mirror, "END_WITHIN", 1.0)
+    """Less than 10 s where the machine is idle, the client's import included; 12 s at most."""
+    backend.fault = backend.hang
+    code = f"""
+import time
+from pathlib import Path
+from optlab.store import RunStore
+from optlab.tracking.mirror import Mirror
+from tracking.trained import compose
+
+run, settings = compose("online")
+store = RunStore(Path({str(tmp_path)!r}))
+store.freeze(run)
+before = time.monotonic()
+mirror = Mirror.start(run, store, settings.tracking)
+print(time.monotonic() - before, flush=True)
+mirror.finish("finished")
+"""
+    done = child(code)
+    assert done.returncode == 0, done.stderr
+    (log,) = tmp_path.glob("*/log.txt")
+
+    assert "does not answer" in log.read_text() and "Mirrored offline" in log.read_text()
+    assert 5 < float(done.stdout.split()[-1]) < 12
+
+
+@pytest.mark.parametrize(
+    ("fault", "within"),
+    [("refuses", 1.0), ("never answers", mirror.END_WITHIN), ("is gone", 1.0)],
+)
+def test_a_server_that_goes_away_in_mid_run_delays_the_end_by_little(
+    backend: Backend, store: RunStore, monkeypatch: pytest.MonkeyPatch, fault: str, within: float
+) -> None:
+    """At most ``END_WITHIN``, and some seconds for a busy machine."""
+    monkeypatch.setattr(mirror, "END_WITHIN", within)
+    gone: list[float] = []
 
     def go_away(record: Record) -> None:
         if record.step != 2:
             return
+        gone.append(time.monotonic())
         if fault == "is gone":
             backend.stop()
         else:
@@ -292,6 +328,7 @@ def test_a_server_that_goes_away_in_mid_run_delays_the_end_by_little(
 
     run_id, status = train(store, "online", report=go_away)
 
+    assert time.monotonic() - gone[0] < within + 15
     assert status == "finished" and len(store.records(run_id)) == 4
     assert store.is_done(run_id)
 
@@ -322,22 +359,61 @@ def test_a_missing_key_does_not_wait_for_an_answer(
     assert backend.requests == []
 
 
-def test_twenty_mirrors_at_once_lose_and_mix_nothing(backend: Backend, store: RunStore) -> None:
-    opened = []
-    for seed in range(20):
-        run, settings = compose("online", f"seed={seed}")
-        store.freeze(run)
-        opened.append((run, Mirror.start(run, store, settings.tracking)))
-    for step in (0, 2, 4):
-        for run, each in opened:
-            loss = 100.0 * run.seed + step
-            record = Record(step, 16 * step, step / 8, math.nan, loss, 0.1, 0.1, 1.0)
-            store.append(run.id, record)
-            each.log(record, {})
-    for _, each in opened:
-        each.finish("finished")
+def test_twenty_mirrors_of_four_processes_lose_and_mix_nothing(
+    backend: Backend, store: RunStore
+) -> None:
+    """All of them open before the first one ends."""
+    run, settings = compose("online")
+    tracking = dataclasses.astuple(settings.tracking)
+    runs = [dataclasses.replace(run, config={**run.config, "seed": seed}) for seed in range(20)]
+    for each in runs:
+        store.freeze(each)
+    ids = [each.id for each in runs]
+    code = f"""
+import math, sys
+from pathlib import Path
+from optlab.config import TrackingConfig
+from optlab.store import Record, RunStore
+from optlab.tracking.mirror import Mirror
 
-    for run, _ in opened:
+store, config = RunStore(Path({str(store.root)!r})), TrackingConfig(*{tracking!r})
+opened = []
+for run_id in sys.argv[1:]:
+    run = store.load(run_id)
+    opened.append((run, Mirror.start(run, store, config)))
+print("open", flush=True)
+sys.stdin.readline()
+for step in (0, 2, 4):
+    for run, each in opened:
+        loss = 100.0 * run.seed + step
+        record = Record(step, 16 * step, step / 8, math.nan, loss, 0.1, 0.1, 1.0)
+        store.append(run.id, record)
+        each.log(record, {{}})
+for _, each in opened:
+    each.finish("finished")
+"""
+    words = [[sys.executable, "-c", code, *ids[part : part + 5]] for part in range(0, 20, 5)]
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                subprocess.Popen(
+                    each,
+                    env=environment(),
+                    text=True,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            )
+            for each in words
+        ]
+        for one in started:
+            assert one.stdout is not None and one.stdout.readline() == "open\n"
+        assert len(backend.runs) == 20
+        for one in started:
+            one.communicate("go\n", timeout=120)
+
+    assert [one.returncode for one in started] == [0] * 4
+    for run in runs:
         losses = [row["val_loss"] for row in backend.run(run.id).history]
         assert losses == [100.0 * run.seed + step for step in (0, 2, 4)]
 
