@@ -58,8 +58,8 @@ def analyse(
     written. ``command``: the words after ``python launch.py -m`` that launch the sweep
     (``sweeps=NAME``); ``launches`` is false for a table that is no sweep of ours. ``compare``: two
     methods to say all differences of, or of one metric, named third. ``final``: which number of a
-    run is its final metric. ``notes``: sentences to begin with. ``width``: what a usable learning rate may lose.
-    ``runs_folder``: the run store, which the page links to. ``extension``: as for
+    run is its final metric. ``notes``: sentences to begin with. ``width``: what a usable learning
+    rate may lose. ``runs_folder``: the run store, which the page links to. ``extension``: as for
     ``certificate``. ``stages``: of a sweep in two. ``lr``: learning rates whose loss curves to
     draw, instead of the best ones, as in the command. ``remote``: of runs that stand in W&B.
     Raises ConfigError for an unknown figure, a table of runs that cannot be read as curves, or a
