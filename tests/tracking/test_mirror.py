@@ -328,7 +328,7 @@ def test_a_server_that_goes_away_in_mid_run_delays_the_end_by_little(
 
     run_id, status = train(store, "online", report=go_away)
 
-    assert time.monotonic() - gone[0] < within + 15
+    assert time.monotonic() - gone[0] < 25
     assert status == "finished" and len(store.records(run_id)) == 4
     assert store.is_done(run_id)
 
