@@ -108,6 +108,13 @@ def cancel_batches(folder: Path) -> None:
         subprocess.run(["scancel", f"--name={path.name}"], check=True)
 
 
+def revive() -> None:
+    """Take nodes back into service that SLURM drained, as it does where a job's end takes long."""
+    drained = ask("sinfo", "-h", "-N", "-t", "drain", "-o", "%N").split()
+    for node in sorted(set(drained)):
+        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
+
+
 def lacking() -> str:
     """What this machine lacks for these tests; '' if nothing."""
     if not shutil.which("sinfo"):
