@@ -161,11 +161,16 @@ def _linear_crossing(stack: Stack, rows: np.ndarray, i: np.ndarray, top: np.ndar
 
 
 def _pchip_crossing(stack: Stack, rows: np.ndarray, i: np.ndarray, top: np.ndarray) -> np.ndarray:
-    """The same on the monotone cubic, by bisection; its slopes ignore points at the ceiling."""
+    """The same on the monotone cubic, by bisection; its slopes ignore points at the ceiling.
+
+    On the line where that leaves fewer than two points.
+    """
     usable = stack.known & ~stack.capped
-    share = np.empty(len(rows))
+    share = _linear_crossing(stack, rows, i, top)
     for k, row in enumerate(rows):
         seen = usable[row]
+        if seen.sum() < 2:
+            continue
         cubic = PchipInterpolator(stack.x[seen], stack.mean[row, seen])
         low, high = stack.x[i[k]], stack.x[i[k] + 1]
         length, start = high - low, low

@@ -44,7 +44,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     args, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-")] if "overrides" in args else rest
-    if "overrides" in args and not getattr(args, "sweep", "not asked for"):
+    if "overrides" in args and getattr(args, "sweep", None) == "":
         # optional to argparse, which would ask for overrides, too
         parser.error(f"{args.command} needs a SWEEP: a file of sweeps/, such as demo, or overrides")
     if unknown:

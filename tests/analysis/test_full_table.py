@@ -61,3 +61,10 @@ def test_the_file_has_them_and_the_printed_table_does_not(table, records, tmp_pa
 
     assert found["misset_10"][0] == pytest.approx(0.1) and len(found) == 2
     assert "misset" not in text and "misset" not in tables.display([]).columns
+
+
+def test_a_best_point_with_a_seed_at_the_ceiling_is_no_error(table):
+    """The cubic of ``width_pchip`` has one point left, and the line takes its place."""
+    found = row(table, [[0.5, 2.0], [1.0, 1.9]])
+
+    assert found["width_pchip"] == pytest.approx((0.05 * 0.75) / 0.2)

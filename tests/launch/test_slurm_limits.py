@@ -18,7 +18,7 @@ from slurm import ask, wait_until
 
 # SLURM counts time limits in minutes, so the run must be longer than one.
 ENDLESS = ("optimizer=muonmax_momo", "train.steps=2000000", "train.eval_every=200")
-LONG = ("optimizer=muonmax_momo", "train.steps=12000", "train.eval_every=200")
+LONG = ("optimizer=muonmax_momo", "train.steps=30000", "train.eval_every=200")
 
 
 def numbers(store: RunStore, run_id: str) -> list[str]:
