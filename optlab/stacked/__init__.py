@@ -1,0 +1,1 @@
+"""Runs trained together: replicas of one model, stacked along a leading axis."""
