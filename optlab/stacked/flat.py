@@ -10,7 +10,7 @@ many.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -141,7 +141,7 @@ def _on_rows(
     for solo, row in zip(solos, rows, strict=True):
         group = {**_options(solo.param_groups[0]), "params": [row]}
         groups.append({**group, "fused": True} if _may_fuse(solo, row) else group)
-    make: Callable[..., torch.optim.Optimizer] = type(first)
+    make = cast(Callable[..., torch.optim.Optimizer], type(first))  # subclasses have defaults
     whole = make(groups)
     for name, value in _attributes(first).items():
         setattr(whole, name, value)
