@@ -1,0 +1,1 @@
+"""Stacked runs: several runs of one kind, trained together in one process."""
