@@ -72,6 +72,10 @@ class Group:
         gain = max(1.0, _GUESS * self.size) if self.gain is None else self.gain
         return alone * (1 + (count - 1) * (self.size / gain - 1) / (self.size - 1))
 
+    def gain_of(self, count: int) -> float | None:
+        """Of a stack of ``count`` over its runs one by one, by the probe; None without one."""
+        return None if self.gain is None else count * self.time(1) / self.time(count)
+
 
 def stacks(groups: Sequence[Group], workers: int) -> list[tuple[Run, ...]]:
     """Stacks for a queue that ``workers`` processes work off, those that take longest first.
