@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from optlab.config import Run, Settings, compose_run  # noqa: E402  # after the path is set
-from optlab.run import StopFlag, run_one  # noqa: E402
+from optlab.run import run_one  # noqa: E402
+from optlab.stop import StopFlag  # noqa: E402
 from optlab.store import Record, RunStore  # noqa: E402
 from optlab.tracking import client  # noqa: E402
 from optlab.tracking.mirror import Mirror  # noqa: E402

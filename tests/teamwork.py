@@ -114,10 +114,11 @@ class Teamwork:
 
 def serve(connection: Connection) -> None:
     """Carry out orders until the connection closes."""
-    from optlab import link, run
+    from optlab import attempt, link, run
+    from optlab import stop as stopping
 
-    build = run.build
-    stop = run.StopFlag()
+    build = attempt.build
+    stop = stopping.StopFlag()
     stop.listen(signal.SIGTERM)
     usual = {name: getattr(link, name) for name in ("JOIN_WITHIN", "BEAT", "SILENT_AFTER", "GRACE")}
     while True:
@@ -128,7 +129,7 @@ def serve(connection: Connection) -> None:
         stop.is_set = False
         for name, value in {**usual, **dict(order.links)}.items():
             setattr(link, name, value)
-        run.build = lambda *args, order=order, **kind: _sabotaged(build(*args, **kind), order)
+        attempt.build = lambda *args, order=order, **kind: _sabotaged(build(*args, **kind), order)
         steps: list[int] = []
         outcome = run.run_one(
             order.run_id,

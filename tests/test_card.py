@@ -11,7 +11,8 @@ from torch import nn
 from optlab import card as card_module
 from optlab.card import describe, norm_card
 from optlab.config import compose_run
-from optlab.run import StopFlag, run_one
+from optlab.run import run_one
+from optlab.stop import StopFlag
 from optlab.store import RunStore
 from support import tiny
 

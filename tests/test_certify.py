@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from optlab.attempt import capped_steps
 from optlab.build import build
 from optlab.certify import contradict, why_not
 from optlab.config import Run
-from optlab.run import StopFlag, capped_steps, run_one
+from optlab.run import run_one
+from optlab.stop import StopFlag
 from optlab.store import Record, Result, RunStore
 from optlab.train import Progress, train
 from support import tiny

@@ -10,7 +10,8 @@ import torch
 
 from optlab.build import build
 from optlab.diagnostics import Gauge, due_every
-from optlab.run import StopFlag, run_one
+from optlab.run import run_one
+from optlab.stop import StopFlag
 from optlab.store import RunStore
 from optlab.train import Progress, train
 from support import tiny

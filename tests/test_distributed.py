@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from optlab.build import build
+from optlab.checkpoint import load_checkpoint
 from optlab.config import Run
 from optlab.distributed import ONE, Meeting, Ranks, check_share, ranks_from_environment
 from optlab.errors import ConfigError
 from optlab.optim.sharing import gathered, owners
 from optlab.optim.steepest import SteepestDescent
 from optlab.paths import ROOT
-from optlab.run import load_checkpoint
 from optlab.store import RunStore
 from optlab.team import _check_devices, _check_shares, checksum, state_tensors
 from support import TINY, environment, tiny

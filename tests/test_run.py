@@ -17,9 +17,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optlab import run as run_module
+from optlab import attempt as attempt_module
+from optlab.checkpoint import load_checkpoint, save_checkpoint
 from optlab.config import Run
-from optlab.run import StopFlag, load_checkpoint, run_one, save_checkpoint
+from optlab.run import run_one
+from optlab.stop import StopFlag
 from optlab.store import Record, RunStore
 from support import environment, tiny
 
@@ -117,7 +119,7 @@ def test_dropout_resumes_with_its_random_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No model has dropout yet; the state of the generator is in the checkpoint all the same."""
-    build = run_module.build
+    build = attempt_module.build
 
     def with_dropout(run: Run, device: torch.device, *how: Any, **more: Any) -> object:
         parts = build(run, device, *how, **more)
@@ -126,7 +128,7 @@ def test_dropout_resumes_with_its_random_state(
         )
         return parts
 
-    monkeypatch.setattr(run_module, "build", with_dropout)
+    monkeypatch.setattr(attempt_module, "build", with_dropout)
     run, _ = tiny("train.eval_every=1")
     disturbed, undisturbed = RunStore(tmp_path / "a"), RunStore(tmp_path / "b")
     for store in (disturbed, undisturbed):
@@ -181,7 +183,9 @@ def test_checkpoints_are_saved_by_time(store: RunStore, tiny_run: Run) -> None:
         from dataclasses import replace
         from pathlib import Path
         from optlab.config import compose_run
-        from optlab.run import StopFlag, load_checkpoint, run_one, save_checkpoint
+        from optlab.checkpoint import load_checkpoint, save_checkpoint
+        from optlab.run import run_one
+        from optlab.stop import StopFlag
         from optlab.store import RunStore
         _, settings = compose_run(["runtime.checkpoint_every=0.0", "tracking.mode=off"])
         def report(record):
@@ -211,7 +215,7 @@ def test_a_failing_run_is_marked_with_its_traceback_and_tried_again(
         raise MemoryError("80 GiB")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "build", fail)
+        patch.setattr(attempt_module, "build", fail)
         assert attempt(tiny_run, store) == "failed"
 
     failure = store.failure(tiny_run.id)

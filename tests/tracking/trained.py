@@ -12,7 +12,8 @@ import wandb
 
 from optlab.certify import Certified
 from optlab.config import Run, Settings, compose_run
-from optlab.run import StopFlag, run_one
+from optlab.run import run_one
+from optlab.stop import StopFlag
 from optlab.store import Record, RunStore
 from optlab.sweep import Sweep, from_arguments
 from optlab.tracking import client, publish
