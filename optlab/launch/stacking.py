@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ..config import Run, Settings
 from ..errors import ConfigError
@@ -15,7 +15,8 @@ from ..store import RunStore
 from .launch import Say
 from .pace import guess, paces, parts
 from .plan import plural
-from .pool import Pool, Stack
+from .pool import Stack
+from .worker import Probed
 
 AUTO = "auto"
 _ALONE = "the only one of its kind"
@@ -60,11 +61,21 @@ def refuse_stack(stack: int | str, why: str) -> None:
         )
 
 
+class Prober(Protocol):
+    """Who can tell how many runs of a kind to train together: a pool."""
+
+    def probe(
+        self, kinds: Sequence[tuple[Stack, int]], say: Say, stop: Callable[[], bool]
+    ) -> list[Probed]:
+        """An answer for each kind, of at most as many runs as the number beside it."""
+        ...
+
+
 def arrange(
     runs: Sequence[Run],
     stack: int | str,
     settings: Settings,
-    pool: Pool,
+    pool: Prober,
     workers: int,
     store: RunStore,
     say: Say,
@@ -103,7 +114,7 @@ def _stated(runs: Sequence[Run], most: int) -> _Chosen:
 
 def _probed(
     kinds: Sequence[Sequence[Run]],
-    pool: Pool,
+    pool: Prober,
     workers: int,
     say: Say,
     stop: Callable[[], bool],

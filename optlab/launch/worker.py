@@ -17,7 +17,7 @@ from ..stop import StopFlag
 from ..store import Record, RunStore
 
 if TYPE_CHECKING:
-    from ..run import Outcome  # imports torch
+    from ..attempt import Outcome  # imports torch
 
 # SLURM's for "save, the end is near", and everybody's for "end".
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)

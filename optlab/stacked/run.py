@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ..attempt import Outcome
 from ..config import Settings
-from ..run import Outcome, run_one
+from ..run import run_one
 from ..stop import StopFlag
 from ..store import Record, RunStore
 
