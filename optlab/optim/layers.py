@@ -25,20 +25,22 @@ class Average:
     """An average of the gradients of ``Layers``, in two views of the same memory."""
 
     of_each: list[Tensor]  # in the shapes of the parameters
-    stacks: list[Tensor]  # (layers, rows, columns) a shape
+    stacks: list[Tensor]  # (layers, *replicas, rows, columns) a shape
 
 
 @dataclass(frozen=True)
 class Layers:
     """Parameters that one call of their norm serves: of one norm, role, dtype and device.
 
-    Those of one shape stand together, ``counts`` of each.
+    Those of one shape stand together, ``counts`` of each. ``replicas`` are their leading axes: ()
+    or (K,), where each is a stack of the parameters of K replicas.
     """
 
     norm: Norm
     role: str
     x: list[Tensor]
     counts: list[int]
+    replicas: tuple[int, ...] = ()
     averages: dict[str, Average] = field(default_factory=dict)  # by name, to find them again
 
     def by_shape(self, tensors: list[Tensor]) -> list[list[Tensor]]:
@@ -49,11 +51,8 @@ class Layers:
         return [tensors[end - n : end] for n, end in zip(self.counts, ends, strict=True)]
 
     def stacks(self, tensors: list[Tensor]) -> list[Tensor]:
-        """One tensor a parameter, as one stack (layers, rows, columns) a shape."""
-        return [
-            torch.stack(same).view(len(same), *as_matrix(same[0].shape))
-            for same in self.by_shape(tensors)
-        ]
+        """One tensor a parameter, as one stack (layers, *replicas, rows, columns) a shape."""
+        return [self._as_matrices(torch.stack(same)) for same in self.by_shape(tensors)]
 
     def average(self, name: str, states: list[State]) -> Average:
         """The average ``name`` of each state, which lie in one piece from now on; first zeros."""
@@ -68,8 +67,12 @@ class Layers:
 
     def _zeros(self) -> Average:
         pieces = [same[0].new_zeros(len(same), *same[0].shape) for same in self.by_shape(self.x)]
-        stacks = [piece.view(len(piece), *as_matrix(piece.shape[1:])) for piece in pieces]
+        stacks = [self._as_matrices(piece) for piece in pieces]
         return Average([of_x for piece in pieces for of_x in piece.unbind()], stacks)
+
+    def _as_matrices(self, piece: Tensor) -> Tensor:
+        shape = piece.shape[1 + len(self.replicas) :]
+        return piece.view(len(piece), *self.replicas, *as_matrix(shape))
 
     def dualize(self, m: Sequence[Tensor], v: Sequence[Tensor] | None) -> list[Tensor]:
         """The norm's dualizer, on ``stacks``."""
@@ -88,15 +91,17 @@ class Ready:
     age: int
 
 
-def arranged(parameters: Iterable[Tensor], cards: Iterable[Assigned]) -> list[Layers]:
+def arranged(
+    parameters: Iterable[Tensor], cards: Iterable[Assigned], replicas: tuple[int, ...] = ()
+) -> list[Layers]:
     """The parameters, those together that one call of their norm can serve."""
     found: dict[tuple[object, ...], list[Tensor]] = {}
     norms: dict[tuple[object, ...], tuple[Norm, str]] = {}
     for x, card in zip(parameters, cards, strict=True):
-        key = (card.norm, card.role, _served_together(card.norm, x.shape), x.dtype, x.device)
+        key = (card.norm, card.role, _served_together(card.norm, card.shape), x.dtype, x.device)
         norms[key] = card.norm, card.role
         found.setdefault(key, []).append(x)
-    return [_layers(*norms[key], part) for key, x in found.items() for part in _parts(x)]
+    return [_layers(*norms[key], part, replicas) for key, x in found.items() for part in _parts(x)]
 
 
 def ready(layers: Layers, state: Mapping[Tensor, State]) -> list[Ready]:
@@ -110,13 +115,14 @@ def ready(layers: Layers, state: Mapping[Tensor, State]) -> list[Ready]:
     found = []
     for age in dict.fromkeys(ages):
         of_age = [i for i, other in enumerate(ages) if other == age]
-        some = _layers(layers.norm, layers.role, [x[i] for i in of_age])
+        some = _layers(layers.norm, layers.role, [x[i] for i in of_age], layers.replicas)
         found.append(Ready(some, [g[i] for i in of_age], [states[i] for i in of_age], age))
     return found
 
 
-def _layers(norm: Norm, role: str, x: list[Tensor]) -> Layers:
-    return Layers(norm, role, x, [len(list(same)) for _, same in groupby(x, lambda x: x.shape)])
+def _layers(norm: Norm, role: str, x: list[Tensor], replicas: tuple[int, ...]) -> Layers:
+    counts = [len(list(same)) for _, same in groupby(x, lambda x: x.shape)]
+    return Layers(norm, role, x, counts, replicas=replicas)
 
 
 def _served_together(norm: Norm, shape: Sequence[int]) -> tuple[int, ...]:

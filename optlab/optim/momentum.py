@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from .replicas import Hyper
+
 Form = Literal[
     "ema_first", "ema_zero", "ema_unbiased", "nesterov", "heavy_ball", "heavy_ball_nesterov"
 ]
@@ -16,11 +18,11 @@ LOOKAHEAD = ("nesterov", "heavy_ball_nesterov")  # average once more with the ne
 class Weights(NamedTuple):
     """m <- past m + new g."""
 
-    past: float
-    new: float
+    past: Hyper
+    new: Hyper
 
 
-def weights(form: Form, beta: float, age: int) -> Weights:
+def weights(form: Form, beta: Hyper, age: int) -> Weights:
     """The weights after ``age`` earlier gradients; m is zero before the first.
 
     ``ema_first`` starts at the first gradient (arXiv 2510.09827), ``ema_zero`` and ``nesterov`` at

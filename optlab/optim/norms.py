@@ -2,7 +2,8 @@
 
 Every parameter is seen as a matrix (rows, columns): a vector has one row, a convolution's weight
 (out, in, k, k) is (out, in k k). All mathematics acts on these last two axes; leading axes are a
-batch. ``scale`` s divides the norm, so that both its dual norm and its dualizer carry s.
+batch. ``scale`` s divides the norm, so that both its dual norm and its dualizer carry s. Where the
+last of the leading axes is one of K replicas, numbers may be tensors (K,) (see ``replicas``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .polar import Polar, PolarExpress
+from .replicas import Hyper, spread
 
 Shape = Literal["one", "jordan", "bernstein", "moonlight", "inputs"]
 SHAPES = ("one", "jordan", "bernstein", "moonlight", "inputs")
@@ -31,7 +33,7 @@ class Norm(Protocol):
     """
 
     @property
-    def beta2(self) -> float | None:
+    def beta2(self) -> Hyper | None:
         """Weight of the past in the second moment v; None where the norm needs no v."""
         ...
 
@@ -49,7 +51,7 @@ class L2:
     """The Frobenius norm ‖w‖₂ / s; its dualizer is m / ‖m‖₂."""
 
     beta2: None = field(default=None, init=False, repr=False)  # keeps no v
-    scale: float = 1.0
+    scale: Hyper = 1.0
 
     def __post_init__(self) -> None:
         _check_scale(self, self.scale)
@@ -66,7 +68,7 @@ class Rms:
     """The root mean square ‖w‖₂ / (s √N) of N entries; its dualizer is √N m / ‖m‖₂."""
 
     beta2: None = field(default=None, init=False, repr=False)  # keeps no v
-    scale: float = 1.0
+    scale: Hyper = 1.0
 
     def __post_init__(self) -> None:
         _check_scale(self, self.scale)
@@ -86,7 +88,7 @@ class RowL2:
     """
 
     beta2: None = field(default=None, init=False, repr=False)  # keeps no v
-    scale: float = 1.0
+    scale: Hyper = 1.0
 
     def __post_init__(self) -> None:
         _check_scale(self, self.scale)
@@ -103,7 +105,7 @@ class ColumnL2:
     """The longest column max_j ‖w_j‖₂ / s; dualizer: every column to length 1."""
 
     beta2: None = field(default=None, init=False, repr=False)  # keeps no v
-    scale: float = 1.0
+    scale: Hyper = 1.0
 
     def __post_init__(self) -> None:
         _check_scale(self, self.scale)
@@ -123,7 +125,7 @@ class Linf:
     """
 
     beta2: None = field(default=None, init=False, repr=False)  # keeps no v
-    scale: float = 1.0
+    scale: Hyper = 1.0
     shape: Shape = "one"
 
     def __post_init__(self) -> None:
@@ -136,7 +138,7 @@ class Linf:
     def norm(self, w: Tensor, m: Tensor, v: Tensor | None) -> Tensor:
         return w.abs().amax(MATRIX) / self._factor(w)
 
-    def _factor(self, w: Tensor) -> float:
+    def _factor(self, w: Tensor) -> Hyper:
         return self.scale * shape_factor(self.shape, *w.shape[-2:])
 
 
@@ -152,7 +154,7 @@ class Spectral:
     """
 
     beta2: None = field(default=None, init=False, repr=False)  # keeps no v
-    scale: float = 1.0
+    scale: Hyper = 1.0
     shape: Shape = "one"
     polar: Polar = field(default_factory=PolarExpress)
     blocks: int = 1
@@ -170,7 +172,7 @@ class Spectral:
         """Of several stacks of matrices whose blocks' shorter sides agree."""
         blocks = [self._split(m) for m in ms]
         return [
-            _scaled(z, self._factor(z)).view(m.shape)
+            _scaled(z.view(m.shape), self._factor(z))
             for m, z in zip(ms, self.polar.together(blocks), strict=True)
         ]
 
@@ -187,7 +189,7 @@ class Spectral:
         """(..., blocks, rows, columns)."""
         return w.unflatten(-2, (self.blocks, -1))
 
-    def _factor(self, w: Tensor) -> float:
+    def _factor(self, w: Tensor) -> Hyper:
         return self.scale * shape_factor(self.shape, *w.shape[-2:])
 
 
@@ -199,9 +201,9 @@ class AdaInf:
     has no bias correction, unlike Adam's.
     """
 
-    scale: float = 1.0
-    beta2: float = 0.95
-    eps: float = 1.0e-8
+    scale: Hyper = 1.0
+    beta2: Hyper = 0.95
+    eps: Hyper = 1.0e-8
 
     def __post_init__(self) -> None:
         _check_scale(self, self.scale)
@@ -223,9 +225,9 @@ class Ada2:
     Its dualizer is s m / ((ε + √v) ‖m‖_*), where ‖m‖_* = √(Σ m_ij² / (ε + √v_ij)).
     """
 
-    scale: float = 1.0
-    beta2: float = 0.95
-    eps: float = 1.0e-8
+    scale: Hyper = 1.0
+    beta2: Hyper = 0.95
+    eps: Hyper = 1.0e-8
 
     def __post_init__(self) -> None:
         _check_scale(self, self.scale)
@@ -263,8 +265,10 @@ def _entries(x: Tensor) -> int:
     return x.shape[-2] * x.shape[-1]
 
 
-def _scaled(z: Tensor, factor: float) -> Tensor:
+def _scaled(z: Tensor, factor: Hyper) -> Tensor:
     """``factor`` times ``z``, which may be overwritten."""
+    if isinstance(factor, Tensor):
+        return z.mul_(spread(factor, 2, z.dtype))
     return z if factor == 1.0 else z.mul_(factor)
 
 
@@ -287,17 +291,17 @@ def _unit(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     return y.div_(norm.clamp(min=torch.finfo(x.dtype).tiny))
 
 
-def _denominator(v: Tensor | None, eps: float) -> Tensor:
+def _denominator(v: Tensor | None, eps: Hyper) -> Tensor:
     assert v is not None, "the optimizer keeps v for norms with a beta2"
-    return v.sqrt().add_(eps)
+    return v.sqrt().add_(spread(eps, 2, v.dtype))
 
 
-def _check_scale(norm: object, scale: float) -> None:
+def _check_scale(norm: object, scale: Hyper) -> None:
     if not scale > 0:
         raise ConfigError(f"{type(norm).__name__}.scale must be above 0, not {scale}.")
 
 
-def _check_second_moment(norm: object, beta2: float, eps: float) -> None:
+def _check_second_moment(norm: object, beta2: Hyper, eps: Hyper) -> None:
     if not 0 <= beta2 < 1:
         raise ConfigError(f"{type(norm).__name__}.beta2 must be in [0, 1), not {beta2}.")
     if not eps > 0:

@@ -1,7 +1,8 @@
 """Polar factors: the orthogonal matrix U Vᵀ nearest to a matrix U S Vᵀ, exact or iterated.
 
 Every one takes (..., m, n), leading axes being a batch, and returns the same shape and dtype. Zero
-singular values stay zero. The iterations apply odd quintics a s + b s³ + c s⁵ to the singular
+singular values stay zero; a matrix that is not finite gives NaN, and the others of its batch what
+they give without it. The iterations apply odd quintics a s + b s³ + c s⁵ to the singular
 values of the normalized matrix, one triple (a, b, c) a step.
 """
 
@@ -37,9 +38,12 @@ class SVD:
     """The exact polar factor, by singular value decomposition in the input's dtype."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        u, s, vt = torch.linalg.svd(_unit_scale(x), full_matrices=False)
+        y = _unit_scale(x)
+        finite = y.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+        # of a matrix that is not finite svd raises, for the whole batch
+        u, s, vt = torch.linalg.svd(torch.where(finite, y, 0.0), full_matrices=False)
         zero = s[..., :1] * torch.finfo(x.dtype).eps * max(x.shape[-2:])
-        return (u * (s > zero).unsqueeze(-2)) @ vt
+        return torch.where(finite, (u * (s > zero).unsqueeze(-2)) @ vt, torch.nan)
 
     def together(self, xs: Sequence[Tensor]) -> list[Tensor]:
         return [self(x) for x in xs]

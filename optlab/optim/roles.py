@@ -97,6 +97,9 @@ def param_groups(model: nn.Module) -> list[dict[str, Any]]:
 def assign(groups: Iterable[Mapping[str, Any]], norms: Assignment) -> list[Assigned]:
     """The norm of every parameter of ``groups``, in their order.
 
+    The key ``replicas`` of a group is the shape (K,) of the parameters' leading axis, if they are
+    stacks of the parameters of K replicas.
+
     Raises:
         ConfigError: a group without role and names; a glob that matches no parameter, or two that
             match the same one; blocks that do not divide the rows.
@@ -105,6 +108,7 @@ def assign(groups: Iterable[Mapping[str, Any]], norms: Assignment) -> list[Assig
     for group in groups:
         _check_group(group)
         for name, parameter in zip(group["names"], group["params"], strict=True):
+            shape = tuple(parameter.shape[len(group.get("replicas", ())) :])
             globs = [glob for glob in norms.by_name if fnmatchcase(name, glob)]
             if len(globs) > 1:
                 raise ConfigError(
@@ -112,8 +116,8 @@ def assign(groups: Iterable[Mapping[str, Any]], norms: Assignment) -> list[Assig
                 )
             norm = norms.by_name[globs[0]] if globs else norms.of_role(group["role"])
             rule = globs[0] if globs else group["role"]
-            _check_blocks(name, parameter, norm)
-            cards.append(Assigned(name, tuple(parameter.shape), group["role"], norm, rule))
+            _check_blocks(name, shape, norm)
+            cards.append(Assigned(name, shape, group["role"], norm, rule))
     for glob in norms.by_name:
         if not any(card.rule == glob for card in cards):
             raise _no_match("norms.by_name has a glob", glob, [card.name for card in cards])
@@ -194,8 +198,8 @@ def _check_group(group: Mapping[str, Any]) -> None:
         )
 
 
-def _check_blocks(name: str, parameter: Tensor, norm: Norm) -> None:
-    rows, _ = as_matrix(parameter.shape)
+def _check_blocks(name: str, shape: Sequence[int], norm: Norm) -> None:
+    rows, _ = as_matrix(shape)
     if isinstance(norm, Spectral) and rows % norm.blocks:
         raise ConfigError(f"{name} has {rows} rows, which are not {norm.blocks} blocks (norms).")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -21,13 +22,27 @@ from .layers import Layers, Ready, State, arranged, ready
 from .momentum import CONVEX, FORMS, LOOKAHEAD, MEANS, Form, weights
 from .norms import SHAPES, Shape, Spectral, shape_factor
 from .product import MATRIX_ROLES, ProductNorm
-from .roles import Assignment, as_matrix, assign
+from .replicas import Hyper, Merged, spread, stacked_state, state_of
+from .roles import Assignment, assign
 from .sharing import Sharing
 from .stepsize import LinearModel, Step, StepSize
 
 Kind = Literal["constrained", "regularized"]
 NuclearNorm = Literal["polar", "stale", "frobenius"]
 POWER = {"constrained": 1, "regularized": 2}
+OPTIONS = (
+    "momentum",
+    "weight_decay",
+    "norms",
+    "kind",
+    "product",
+    "step_size",
+    "decay_by",
+    "momentum_form",
+    "nuclear_norm",
+    "step_shape",
+)
+RECORDED = ("age", "intercept", "lower_bound", "step_size", "dual_norm", "capped_steps")
 
 
 class SteepestDescent(torch.optim.Optimizer):
@@ -90,11 +105,9 @@ class SteepestDescent(torch.optim.Optimizer):
         self.step_shape: Shape = step_shape
         self.sharing: Sharing | None = None  # of polar factors, among processes that step alike
         super().__init__(params, {"lr": lr})
+        self.replicas: tuple[int, ...] = self.param_groups[0].get("replicas", ())
         self._layers = self._assigned()
-        self._last: tuple[list[str], Sequence[Tensor] | Tensor] = (
-            [],
-            (),
-        )  # for ``dual_norms_by_role``
+        self._last: tuple[list[str], Tensor] = ([], torch.empty(0))  # for ``dual_norms_by_role``
         self._check_momentum_form()
 
     @torch.no_grad()
@@ -106,7 +119,7 @@ class SteepestDescent(torch.optim.Optimizer):
         steps so far in which a rule that truncates τ at lr took lr itself.
         """
         loss = None if closure is None else torch.enable_grad()(closure)()
-        lr, power = self._lr(), POWER[self.kind]
+        lr, power = self.lr(), POWER[self.kind]
         layers = self._with_gradient()
         if not layers:
             return loss
@@ -117,31 +130,95 @@ class SteepestDescent(torch.optim.Optimizer):
             z.append(z_these)
             d.extend(self._dual_norms(these, m, z_these))
         dual_norms = torch.cat(d).double()
+        if self.replicas:
+            dual_norms = dual_norms.mT
         roles = [these.layers.role for these in layers for _ in these.g]
         s = self.product.dualize(dual_norms, roles)
-        dual_norm = dual_norms @ s
+        dual_norm = torch.linalg.vecdot(dual_norms, s)
         model = LinearModel(value, dual_norm, self.param_groups[0].get("lower_bound"))
         chosen = self.step_size(lr, model, power)
         tau = chosen.tau
-        lengths = tau * s if power == 1 else tau * dual_norm * s
+        length = tau if power == 1 else tau * dual_norm
+        if self.replicas and isinstance(length, Tensor):
+            length = length.unsqueeze(-1)
+        lengths = length * s
 
         self._decay(layers, lr if self.decay_by == "lr" else tau)
         sizes = [len(these.g) for these in layers]
         for these, z_these, length in zip(
-            layers, z, torch.split_with_sizes(lengths, sizes), strict=True
+            layers, z, torch.split_with_sizes(lengths, sizes, -1), strict=True
         ):
             self._descend(these, z_these, length)
         self._record(chosen, dual_norm)
         self._last = roles, dual_norms
         return loss
 
+    @classmethod
+    def stacked(
+        cls, solos: Sequence[SteepestDescent], parameters: Sequence[Tensor]
+    ) -> SteepestDescent:
+        """K of them as one, which steps on ``parameters``, (K, ...) each, from their states.
+
+        The closure of its ``step`` returns K losses; ``lr`` of its groups is one or K, (K,).
+
+        Raises:
+            ValueError: they differ in more than numbers, or in age.
+        """
+        options = [{name: getattr(solo, name) for name in OPTIONS} for solo in solos]
+        rest = iter(parameters)
+        groups = [
+            {
+                "params": list(islice(rest, len(group["params"]))),
+                "names": group["names"],
+                "role": group["role"],
+                "replicas": (len(solos),),
+            }
+            for group in solos[0].param_groups
+        ]
+        whole = cls(groups, float(solos[0].lr()), **options[0])
+        for name, option in Merged(parameters[0].device)(options).items():
+            setattr(whole, name, option)
+        whole._gather(solos)
+        return whole
+
+    def _gather(self, solos: Sequence[SteepestDescent]) -> None:
+        """Take the replicas' states."""
+        self._layers = self._assigned()
+        device = self._parameters()[0].device
+        of_all = zip(*(solo._parameters() for solo in solos), strict=True)
+        for x, views in zip(self._parameters(), of_all, strict=True):
+            states = [solo.state.get(view, {}) for solo, view in zip(solos, views, strict=True)]
+            if state := stacked_state(states, device):
+                self.state[x] = state
+        for layers in self._layers:
+            states = [self.state[x] for x in layers.x if x in self.state]
+            for name in ("m", "v"):
+                if len(states) == len(layers.x) and all(name in state for state in states):
+                    layers.average(name, states)
+        groups = [solo.param_groups[0] for solo in solos]
+        recorded = [{key: group[key] for key in RECORDED if key in group} for group in groups]
+        self.param_groups[0].update(stacked_state(recorded, device))
+
+    def scatter(self, solos: Sequence[SteepestDescent]) -> None:
+        """Give the K replicas their states, as views of these."""
+        recorded = {key: value for key, value in self.param_groups[0].items() if key in RECORDED}
+        roles, dual_norms = self._last
+        for index, solo in enumerate(solos):
+            for x, view in zip(self._parameters(), solo._parameters(), strict=True):
+                if x in self.state:
+                    solo.state[view] = state_of(index, self.state[x])
+            solo.param_groups[0].update(state_of(index, recorded))
+            solo._layers = None  # and with them the averages, which are here
+            if roles:
+                solo._last = roles, dual_norms[index]
+
     def dual_norms_by_role(self) -> dict[str, Tensor]:
         """Of the last step: the sum of the layers' dual norms for each role, shape ()."""
         roles, dual_norms = self._last
         of_role: dict[str, list[Tensor]] = {}
-        for role, d in zip(roles, dual_norms, strict=True):
+        for role, d in zip(roles, dual_norms.unbind(-1), strict=True):
             of_role.setdefault(role, []).append(d)
-        return {role: torch.stack(d).sum() for role, d in of_role.items()}
+        return {role: torch.stack(d).sum(0) for role, d in of_role.items()}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; it may come after steps have been taken."""
@@ -185,12 +262,12 @@ class SteepestDescent(torch.optim.Optimizer):
             return stacks, None
         v = layers.average("v", these.states)
         past, new = weights(self.momentum_form, layers.norm.beta2, age)
-        torch._foreach_mul_(v.stacks, past)
-        torch._foreach_addcmul_(v.of_each, g, g, value=new)
+        _scale(v.of_each if isinstance(past, Tensor) else v.stacks, past)
+        _add_squares(v.of_each, g, new)
         return stacks, v.stacks
 
     def _dual_norms(self, these: Ready, m: list[Tensor], z: list[Tensor]) -> list[Tensor]:
-        """‖m‖_* = ⟨m, z⟩, (layers,) of a stack, or what ``nuclear_norm`` takes for it."""
+        """‖m‖_* = ⟨m, z⟩, (layers, *replicas) of a stack, or what ``nuclear_norm`` takes for it."""
         norm = these.layers.norm
         if self.nuclear_norm == "frobenius" and isinstance(norm, Spectral):
             return [norm.frobenius_dual(m_) for m_ in m]
@@ -223,19 +300,29 @@ class SteepestDescent(torch.optim.Optimizer):
         """⟨m, x⟩ with the m of this step, and ⟨g, x⟩, both shape ()."""
         m_x, g_x = [], []
         for these in layers:
-            x = _flat(these.layers.x)
+            x = self._flat(these.layers.x)
             past, new = weights(self.momentum_form, self.momentum, these.age)
-            g_x.append(_dots(_flat(these.g), x))
+            g_x.append(self._dots(self._flat(these.g), x))
             m_x.append(new * g_x[-1])
             if these.age > 0:
-                m_x[-1] += past * _dots(_flat([state["m"] for state in these.states]), x)
-        return torch.cat(m_x).sum(), torch.cat(g_x).sum()
+                m = self._flat([state["m"] for state in these.states])
+                m_x[-1] += past * self._dots(m, x)
+        return torch.cat(m_x).sum(0), torch.cat(g_x).sum(0)
 
-    def _decay(self, layers: Sequence[Ready], step: float | Tensor) -> None:
-        if self.weight_decay == 0:
+    def _flat(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """As vectors, (*replicas, N)."""
+        return [tensor.reshape(*self.replicas, -1) for tensor in tensors]
+
+    def _dots(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+        """⟨a, b⟩ of each pair, (pairs, *replicas), float64, without a temporary of their size."""
+        dot = torch.linalg.vecdot if self.replicas else torch.dot
+        return torch.stack(list(map(dot, a, b))).double()
+
+    def _decay(self, layers: Sequence[Ready], step: Hyper) -> None:
+        if not isinstance(self.weight_decay, Tensor) and self.weight_decay == 0:
             return
         for these in layers:
-            torch._foreach_mul_(these.layers.x, 1 - step * self.weight_decay)
+            _scale(these.layers.x, 1 - step * self.weight_decay)
 
     def _descend(self, these: Ready, z: list[Tensor], lengths: Tensor) -> None:
         """x <- x - length z, for each layer; ``z`` is overwritten."""
@@ -243,21 +330,25 @@ class SteepestDescent(torch.optim.Optimizer):
         parts = zip(
             layers.by_shape(layers.x),
             z,
-            torch.split_with_sizes(lengths, layers.counts),
+            torch.split_with_sizes(lengths, layers.counts, -1),
             strict=True,
         )
         for x, z_, length in parts:
-            factor = self._shape_after(layers.role, x[0])
+            factor = self._shape_after(layers.role, z_)
             length = length if factor == 1.0 else length * factor
-            z_.mul_(length.to(z_.dtype).view(-1, 1, 1))
+            length = length.mT if self.replicas else length
+            z_.mul_(length.to(z_.dtype).view(*z_.shape[:-2], 1, 1))
             torch._foreach_sub_(x, z_.view(len(x), *x[0].shape).unbind())
 
-    def _shape_after(self, role: str, x: Tensor) -> float:
+    def _shape_after(self, role: str, z: Tensor) -> float:
         if role not in MATRIX_ROLES:
             return 1.0
-        return shape_factor(self.step_shape, *as_matrix(x.shape))
+        return shape_factor(self.step_shape, *z.shape[-2:])
 
-    def _lr(self) -> float:
+    def lr(self) -> Hyper:
+        """The learning rate of all groups."""
+        if self.replicas:
+            return self.param_groups[0]["lr"]
         rates = {float(group["lr"]) for group in self.param_groups}
         if len(rates) > 1:
             raise ConfigError(
@@ -268,7 +359,8 @@ class SteepestDescent(torch.optim.Optimizer):
 
     def _record(self, chosen: Step, dual_norm: Tensor) -> None:
         first = self.param_groups[0]
-        first["step_size"] = torch.as_tensor(chosen.tau, dtype=torch.float64)
+        tau = torch.as_tensor(chosen.tau, dtype=torch.float64)
+        first["step_size"] = tau.expand(self.replicas) if self.replicas else tau
         first["dual_norm"] = dual_norm
         if chosen.lower_bound is not None:
             first["lower_bound"] = chosen.lower_bound
@@ -276,10 +368,12 @@ class SteepestDescent(torch.optim.Optimizer):
             # not in place: after load_state_dict the count is on the CPU
             first["capped_steps"] = first.get("capped_steps", 0) + chosen.capped
 
+    def _parameters(self) -> list[Tensor]:
+        return [x for group in self.param_groups for x in group["params"]]
+
     def _assigned(self) -> list[Layers]:
         """The parameters, those that one call of their norm can serve together."""
-        parameters = [x for group in self.param_groups for x in group["params"]]
-        return arranged(parameters, assign(self.param_groups, self.norms))
+        return arranged(self._parameters(), assign(self.param_groups, self.norms), self.replicas)
 
     def _check_momentum_form(self) -> None:
         """Raise where a sum of gradients, or a mean with weights below 1, would change the step."""
@@ -346,22 +440,40 @@ def _polar_cost(m: Tensor) -> float:
     return len(m) * short**2 * long
 
 
-def _accumulate(m: list[Tensor], g: list[Tensor], past: float, new: float) -> None:
+def _accumulate(m: list[Tensor], g: list[Tensor], past: Hyper, new: Hyper) -> None:
     """m <- past m + new g; in one pass where it is a mean."""
-    if past + new == 1:
+    if isinstance(past, Tensor) or isinstance(new, Tensor):
+        _scale(m, past)
+        for m_, g_ in zip(m, g, strict=True):
+            m_.add_(g_ * _along(new, m_))
+    elif past + new == 1:
         torch._foreach_lerp_(m, g, new)
     else:
         torch._foreach_mul_(m, past)
         torch._foreach_add_(m, g, alpha=new)
 
 
-def _flat(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor.reshape(-1) for tensor in tensors]
+def _add_squares(v: list[Tensor], g: list[Tensor], new: Hyper) -> None:
+    """v <- v + new g²."""
+    if isinstance(new, Tensor):
+        for v_, g_ in zip(v, g, strict=True):
+            v_.add_(g_ * _along(new, v_) * g_)
+    else:
+        torch._foreach_addcmul_(v, g, g, value=new)
 
 
-def _dots(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    """⟨a, b⟩ of each pair, (N,), in float64, (pairs,), without a temporary of their size."""
-    return torch.stack(list(map(torch.dot, a, b))).double()
+def _scale(xs: list[Tensor], factor: Hyper) -> None:
+    """x <- factor x; factors (K,) go with the first axis."""
+    if isinstance(factor, Tensor) and factor.dim():
+        for x in xs:
+            x.mul_(_along(factor, x))
+    else:
+        torch._foreach_mul_(xs, factor)
+
+
+def _along(value: Hyper, x: Tensor) -> Hyper:
+    """``value`` for a product with ``x`` (K, ...)."""
+    return spread(value, x.dim() - 1, x.dtype)
 
 
 def _exchanged(states: Sequence[State], d: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from .replicas import Hyper
 
 
 class LinearModel(NamedTuple):
-    """What a step-size rule may know; all of shape ()."""
+    """What a step-size rule may know; all of shape (), or (K,) for K replicas."""
 
     value: Tensor | None  # f̄(x_t): the averaged linearizations of the loss at x_t, nats
     dual_norm: Tensor  # ‖m‖_*
@@ -20,22 +21,22 @@ class LinearModel(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a step-size rule decides."""
+    """What a step-size rule decides, in the shapes of ``LinearModel``."""
 
-    tau: float | Tensor  # step size in [0, lr], shape ()
-    lower_bound: Tensor | None = None  # an estimate to remember, nats, shape ()
-    # Whether τ is lr itself, bool, shape (): where it is not, any larger lr gives the same τ. None
+    tau: float | Tensor  # step size in [0, lr]
+    lower_bound: Tensor | None = None  # an estimate to remember, nats
+    # Whether τ is lr itself, bool: where it is not, any larger lr gives the same τ. None
     # for rules whose τ always depends on lr.
     capped: Tensor | None = None
 
 
 class StepSize(Protocol):
-    """τ from the learning rate and the model; pure."""
+    """τ from the learning rate and the model; pure. Replicas may have a learning rate each."""
 
     needs_loss: ClassVar[bool]
     needs_dual_norm: ClassVar[bool]
 
-    def __call__(self, lr: float, model: LinearModel, power: int) -> Step:
+    def __call__(self, lr: Hyper, model: LinearModel, power: int) -> Step:
         """The step; ``power`` is 1 if constrained and 2 if regularized.
 
         A step of size τ decreases the model by τ ‖m‖_*^power.
@@ -50,7 +51,7 @@ class Constant:
     needs_loss: ClassVar[bool] = False
     needs_dual_norm: ClassVar[bool] = False
 
-    def __call__(self, lr: float, model: LinearModel, power: int) -> Step:
+    def __call__(self, lr: Hyper, model: LinearModel, power: int) -> Step:
         return Step(lr)
 
 
@@ -64,12 +65,12 @@ class Momo:
 
     needs_loss: ClassVar[bool] = True
     needs_dual_norm: ClassVar[bool] = True
-    lower_bound: float | None
+    lower_bound: Hyper | None
 
     def __post_init__(self) -> None:
         _check_lower_bound("Momo", self.lower_bound)
 
-    def __call__(self, lr: float, model: LinearModel, power: int) -> Step:
+    def __call__(self, lr: Hyper, model: LinearModel, power: int) -> Step:
         assert model.value is not None and self.lower_bound is not None
         tau = truncated(lr, model.value - self.lower_bound, model.dual_norm**power)
         return Step(tau, capped=tau >= lr)
@@ -85,16 +86,16 @@ class MomoStar:
 
     needs_loss: ClassVar[bool] = True
     needs_dual_norm: ClassVar[bool] = True
-    floor: float | None  # nats
+    floor: Hyper | None  # nats
 
     def __post_init__(self) -> None:
         _check_lower_bound("MomoStar", self.floor)
 
-    def __call__(self, lr: float, model: LinearModel, power: int) -> Step:
+    def __call__(self, lr: Hyper, model: LinearModel, power: int) -> Step:
         assert model.value is not None and self.floor is not None
         bound = model.lower_bound
         if bound is None:
-            bound = torch.full_like(model.value, self.floor)
+            bound = torch.zeros_like(model.value) + self.floor
         halved = (model.value / 2).clamp(min=self.floor)
         bound = torch.where(model.value < bound, halved, bound)
         decrease = model.dual_norm**power
@@ -112,25 +113,25 @@ class Clip:
 
     needs_loss: ClassVar[bool] = False
     needs_dual_norm: ClassVar[bool] = True
-    rho: float
+    rho: Hyper
 
     def __post_init__(self) -> None:
         if not self.rho > 0:
             raise ConfigError(f"Clip.rho must be above 0, not {self.rho}.")
 
-    def __call__(self, lr: float, model: LinearModel, power: int) -> Step:
+    def __call__(self, lr: Hyper, model: LinearModel, power: int) -> Step:
         if power != 2:
             raise ConfigError("Clip is a rule for kind: regularized.")
         return Step(lr * (self.rho / model.dual_norm).clamp(max=1.0))
 
 
-def truncated(cap: float, gap: Tensor, decrease: Tensor) -> Tensor:
-    """min(cap, gap₊ / decrease), shape (): the step at which a linear model reaches its bound."""
+def truncated(cap: Hyper, gap: Tensor, decrease: Tensor) -> Tensor:
+    """min(cap, gap₊ / decrease): the step at which a linear model reaches its bound."""
     tiny = torch.finfo(decrease.dtype).tiny
     return (gap.clamp(min=0) / decrease.clamp(min=tiny)).clamp(max=cap)
 
 
-def _check_lower_bound(name: str, lower_bound: float | None) -> None:
+def _check_lower_bound(name: str, lower_bound: Hyper | None) -> None:
     if lower_bound is None:
         raise ConfigError(
             f"{name} needs a lower bound of the loss, in nats, and the dataset's YAML file states"

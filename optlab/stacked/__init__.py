@@ -1,1 +1,1 @@
-"""Stacked runs: several runs of one kind, trained together in one process."""
+"""Runs trained together: replicas of one model, stacked along a leading axis."""

@@ -112,14 +112,15 @@ def test_positive_factors_do_not_matter(polar: Polar, factor: float, dtype: torc
 
 
 @every_polar
-def test_nan_is_not_hidden(polar: Polar) -> None:
-    x = MATRICES["7x5"].clone()
-    x[0, 0] = torch.nan
-    if isinstance(polar, SVD):
-        with pytest.raises(RuntimeError):
-            polar(x)
-    else:
-        assert bool(polar(x).isnan().all())
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_not_hidden_and_stays_where_it_is(polar: Polar, bad: float) -> None:
+    x = torch.stack([MATRICES["7x5"], 2 * MATRICES["7x5"] + 1])
+    expected = polar(x)
+    x[0, 0, 0] = bad
+    found = polar(x)
+
+    assert bool(found[0].isnan().all())
+    assert torch.equal(found[1], expected[1])
 
 
 @pytest.mark.parametrize("polar", [p for p in POLARS.values() if not isinstance(p, Turbo)])
