@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from . import provenance
 from .build import batch_fingerprint, build, choose_device, weights_fingerprint
 from .card import norm_card
 from .checkpoint import UnusableCheckpoint, checkpoint_digest, load_checkpoint, save_checkpoint
 from .config import Run, Settings
+from .data.base import Data
 from .diagnostics import Gauge, due_every
 from .distributed import ONE
 from .link import Link
@@ -69,9 +71,11 @@ class Attempt:
         settings: Settings,
         lease: Lease | None,  # None in the processes that do not write
         link: Link | None = None,
+        data: Data | None = None,  # of the run, where they are loaded already
     ) -> None:
         self.run, self.store, self.settings, self.lease = run, store, settings, lease
         self.link, self.ranks = link, ONE if link is None else link.ranks
+        self._data = data
         self.folder = store.folder(run.id)
         self.checkpoint = self.folder / "checkpoint.pt"
         self._mirror = Mirror(run, store, settings.tracking)  # not open yet
@@ -155,7 +159,11 @@ class Attempt:
             report(record)
 
     def save(self, random: Mapping[str, Any] | None = None) -> None:
-        """Write the checkpoint; ``random``: the states of the run's generators, if not global."""
+        """Write the checkpoint.
+
+        ``random``: the states of the run's own generators, where it is one of a stack. Its tensors
+        are views then, of which a file would hold the whole, and are copied.
+        """
         if self.lease is None:
             return
         self.lease.check()
@@ -167,7 +175,7 @@ class Attempt:
             "optimizer": self.parts.optimizer.state_dict(),
             "random": random_states() if random is None else dict(random),
         }
-        save_checkpoint(self.checkpoint, content)
+        save_checkpoint(self.checkpoint, content if random is None else _apart(content))
 
     def preempt(self) -> Outcome:
         """Say that the run, which is saved, was stopped."""
@@ -213,7 +221,8 @@ class Attempt:
 
     def _build(self, device: torch.device) -> Parts:
         runtime = self.settings.runtime
-        return build(self.run, device, runtime.micro_batch, compiles=runtime.compile)
+        compiles, data = runtime.compile, self._data
+        return build(self.run, device, runtime.micro_batch, compiles=compiles, data=data)
 
     def _shared(self, parts: Parts, group: Group) -> Parts:
         """The parts as one process of the group has them."""
@@ -330,6 +339,16 @@ def capped_steps(records: Sequence[Mapping[str, Any]]) -> int | None:
         steps = record["step"] - before["step"]
         total += record["capped"] * steps if steps else 0.0  # NaN where there are no steps
     return None if math.isnan(total) else round(total)
+
+
+def _apart(node: Any) -> Any:
+    """``node`` with copies of its tensors that share memory with others."""
+    if isinstance(node, Tensor):
+        whole = node.untyped_storage().nbytes() == node.numel() * node.element_size()
+        return node if whole else node.clone()
+    if isinstance(node, dict):
+        return {key: _apart(value) for key, value in node.items()}
+    return [_apart(value) for value in node] if isinstance(node, list) else node
 
 
 def log(folder: Path, text: str) -> None:

@@ -30,16 +30,23 @@ _DIRECTIVES = ("_target_", "_partial_", "_recursive_", "_convert_", "defaults")
 
 
 def build(
-    run: Run, device: torch.device, micro_batch: int | None = None, *, compiles: bool = False
+    run: Run,
+    device: torch.device,
+    micro_batch: int | None = None,
+    *,
+    compiles: bool = False,
+    data: Data | None = None,
 ) -> Parts:
     """The parts of a run, its weights and batches decided by its seeds alone.
+
+    ``data``: what ``load_data`` has given for this run, or for one with the same seed and dataset.
 
     Raises:
         ConfigError: a YAML file has a key that its target does not take, or data are missing; the
             model cannot take a batch in pieces of ``micro_batch``, or not be compiled here.
     """
     check_arguments(run)
-    data = load_data(run)
+    data = data or load_data(run)
     model = _drawn(run).to(device)
     check_micro_batch(model, run.train.batch_size, micro_batch)
     if compiles:
@@ -47,7 +54,7 @@ def build(
     return Parts(
         model,
         data,
-        _optimizer(run, model),
+        optimizer_of(run)(model),
         part(run, "schedule"),
         device,
         precision=run.train.precision,
@@ -95,7 +102,7 @@ def outline(run: Run) -> nn.Module:
     check_arguments(run)
     with torch.device("meta"):
         model: nn.Module = part(run, "model")
-    _optimizer(run, model)
+    optimizer_of(run)(model)
     part(run, "schedule")(0, run.train.steps)
     return model
 
@@ -165,12 +172,17 @@ def part(run: Run, group: str) -> Any:
     return _called(lambda: instantiate(dict(run.config[group]), _convert_="all"), run, group)
 
 
-def _optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
+def optimizer_of(run: Run) -> Callable[[nn.Module], torch.optim.Optimizer]:
+    """What makes the run's optimizer for a model."""
     make = part(run, "optimizer")
-    optimizer = _called(lambda: make(param_groups(model)), run, "optimizer")
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
+
+    def made(model: nn.Module) -> torch.optim.Optimizer:
+        optimizer = _called(lambda: make(param_groups(model)), run, "optimizer")
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimizer
+
+    return made
 
 
 def _called(make: Callable[[], T], run: Run, group: str) -> T:

@@ -23,6 +23,11 @@ class Gauge:
         self._weights: list[list[Tensor]] | None = None
         self._measured: tuple[int, dict[str, Tensor]] | None = None
 
+    @property
+    def measures(self) -> bool:
+        """Whether it is between ``before`` and ``after`` of a step that is due."""
+        return self._weights is not None
+
     def before(self, step: int) -> None:
         """Call before the optimizer's step number ``step``, counted from 1."""
         if self._due(step):

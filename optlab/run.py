@@ -72,14 +72,30 @@ def _attempt(
     except Busy:
         raise
     except Exception as error:  # a failing run must not end the sweep; it is marked and told
-        cause, detail = f"{type(error).__name__}: {error}", traceback.format_exc()
-        if link is not None:
-            cause, detail = link.explain(error)
-            if stop.is_set and link.gone:  # the job is being ended, and some processes were first
-                return Outcome("preempted", cause)
-        lease.check()  # not beside a successor
-        _fail(run_id, store, cause, detail)
-        return Outcome("failed", cause, getattr(error, "errno", None) == errno.ENOSPC)
+        return buried(run_id, store, lease, error, stop, link)
+
+
+def buried(
+    run_id: str,
+    store: RunStore,
+    lease: Lease,
+    error: Exception,
+    stop: StopFlag,
+    link: Link | None = None,
+) -> Outcome:
+    """The outcome of a run that ``error``, which is being handled, has ended; it is marked so.
+
+    Raises:
+        Busy: another process has taken the run over.
+    """
+    cause, detail = f"{type(error).__name__}: {error}", traceback.format_exc()
+    if link is not None:
+        cause, detail = link.explain(error)
+        if stop.is_set and link.gone:  # the job is being ended, and some processes were first
+            return Outcome("preempted", cause)
+    lease.check()  # not beside a successor
+    _fail(run_id, store, cause, detail)
+    return Outcome("failed", cause, getattr(error, "errno", None) == errno.ENOSPC)
 
 
 def _fail(run_id: str, store: RunStore, cause: str, detail: str) -> None:

@@ -68,19 +68,42 @@ def train(
     ``gauge`` measures the steps that it finds due.
     """
     if progress.step == 0 and progress.records == 0:
-        progress.initial_norm = _weight_norm(parts.model)
-        record = _record(parts, config, progress)
-        progress.initial_loss = record.val_loss
-        yield record
+        yield first_record(parts, config, progress, evaluate(parts))
     while not progress.finished:
         _advance(parts, config, progress, gauge)
-        last = progress.step == config.steps or bool(progress.cause)
-        record = None
-        if last or progress.step % config.eval_every == 0:
-            record = _record(parts, config, progress)
-            progress.cause = progress.cause or _exploded(parts, config, progress)
-        progress.finished = last or bool(progress.cause)
-        yield record
+        values = evaluate(parts) if record_due(config, progress) else None
+        yield boundary(parts, config, progress, values)
+
+
+def first_record(
+    parts: Parts, config: TrainConfig, progress: Progress, values: dict[str, float]
+) -> Record:
+    """The record at step 0, from an evaluation's ``values``; what follows is compared to it."""
+    progress.initial_norm = _weight_norm(parts.model)
+    record = _record(parts, config, progress, values)
+    progress.initial_loss = record.val_loss
+    return record
+
+
+def record_due(config: TrainConfig, progress: Progress) -> bool:
+    """Whether the step boundary at which a training stands needs an evaluation."""
+    return _is_last(config, progress) or progress.step % config.eval_every == 0
+
+
+def boundary(
+    parts: Parts, config: TrainConfig, progress: Progress, values: dict[str, float] | None
+) -> Record | None:
+    """Take in a step boundary, with an evaluation's ``values`` where one is due; its record."""
+    record = None
+    if values is not None:
+        record = _record(parts, config, progress, values)
+        progress.cause = progress.cause or _exploded(parts, config, progress)
+    progress.finished = _is_last(config, progress)
+    return record
+
+
+def _is_last(config: TrainConfig, progress: Progress) -> bool:
+    return progress.step == config.steps or bool(progress.cause)
 
 
 def _advance(parts: Parts, config: TrainConfig, progress: Progress, gauge: Gauge | None) -> None:
@@ -96,7 +119,7 @@ def _advance(parts: Parts, config: TrainConfig, progress: Progress, gauge: Gauge
     last_loss, share = batch_loss(parts, last), len(last[1]) / config.batch_size
     part = part + last_loss.detach().double() * share
     loss = parts.team.sum(part).to(last_loss.dtype)
-    progress.cause = _diverged(loss.item(), config, progress)
+    progress.cause = count_in(loss.item(), config, progress)
     if not progress.cause:
         parts.team.backward(last_loss, share)
         if config.clip_norm is not None:
@@ -141,8 +164,8 @@ def autocast(parts: Parts) -> torch.autocast:
     return torch.autocast(parts.device.type, dtype=torch.bfloat16, enabled=low)
 
 
-def _diverged(loss: float, config: TrainConfig, progress: Progress) -> str:
-    """Count the loss in; why the training has diverged, else ''."""
+def count_in(loss: float, config: TrainConfig, progress: Progress) -> str:
+    """Count a training loss in; why the training has diverged, else ''."""
     progress.loss_sum += loss
     progress.loss_count += 1
     if not math.isfinite(loss):
@@ -160,10 +183,11 @@ def _exploded(parts: Parts, config: TrainConfig, progress: Progress) -> str:
     return f"weight norm above {config.max_weight_growth:g} times its initial value"
 
 
-def _record(parts: Parts, config: TrainConfig, progress: Progress) -> Record:
-    """A full evaluation; starts a new mean of the training loss."""
-    parts.team.check_alike(state_tensors(parts.model, parts.optimizer))
-    values = evaluate(parts)
+def _record(
+    parts: Parts, config: TrainConfig, progress: Progress, evaluated: dict[str, float]
+) -> Record:
+    """The record of a full evaluation; starts a new mean of the training loss."""
+    values = dict(evaluated)
     group = parts.optimizer.param_groups[0]
     train_loss = progress.loss_sum / progress.loss_count if progress.loss_count else math.nan
     capped = _capped(group, progress)
@@ -196,6 +220,7 @@ def _capped(group: dict[str, Any], progress: Progress) -> float:
 @torch.no_grad()
 def evaluate(parts: Parts) -> dict[str, float]:
     """Loss and metrics over the whole validation set, means over its targets."""
+    parts.team.check_alike(state_tensors(parts.model, parts.optimizer))
     parts.model.eval()
     functions = {"loss": parts.data.loss, **parts.data.metrics}
     val = parts.data.val
@@ -206,11 +231,11 @@ def evaluate(parts: Parts) -> dict[str, float]:
             outputs = parts.model(inputs)
             means = [function(outputs, targets).item() for function in functions.values()]
         table[index] = torch.tensor([*(mean * targets.numel() for mean in means), targets.numel()])
-    *sums, count = _column_sums(parts.team.filled(table))
+    *sums, count = column_sums(parts.team.filled(table))
     return {name: total / count for name, total in zip(functions, sums, strict=True)}
 
 
-def _column_sums(table: Tensor) -> list[float]:
+def column_sums(table: Tensor) -> list[float]:
     """Added up row by row: the same bits whoever has filled the rows."""
     sums = [0.0] * table.shape[1]
     for row in table.tolist():

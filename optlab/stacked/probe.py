@@ -1,12 +1,31 @@
-"""How many runs of a kind are worth to be trained together."""
+"""How many runs of a kind are worth to be trained together: found by trying, for a moment."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from ..config import Settings
+import torch
+
+from ..attempt import prepare_process
+from ..build import build, optimizer_of
+from ..config import Run, Settings, TrainConfig
+from ..diagnostics import Gauge
 from ..store import RunStore
+from ..train import Parts, Progress, random_states, train
+from .memory import free_memory, most_that_fit
+from .stack import CannotStack, Replica, Stack
+
+WORTH = 1.1  # times as fast as one run after the other, below which nothing is stacked
+_SMALL, _LARGE = 8, 32  # sizes that are tried; what fills a core, or a cache, is full before
+_ROUNDS = 3  # of a step of each, one after the other, since a machine is not always as fast
+_BUSY = 0.1  # seconds of a step of one run, for which launching its kernels cannot matter
+_ENDLESS = 10**9  # steps
+_ABOUT_LEVEL = 0.97  # of the gain of smaller stacks: larger ones have fewer costs beside the steps
 
 
 @dataclass(frozen=True)
@@ -14,12 +33,90 @@ class Choice:
     """The size of the stacks of a kind."""
 
     size: int
-    gain: float  # over the same runs one by one
+    gain: float  # times as fast as the same runs one by one
     reason: str  # for the size 1
 
 
 def choose_size(run_ids: Sequence[str], store: RunStore, settings: Settings, most: int) -> Choice:
-    """The best size of a stack of these runs, ``most`` at most."""
-    del store, settings
-    size = min(most, len(run_ids), 4)
-    return Choice(size, float(size), "" if size > 1 else "a single run")
+    """The best size, ``most`` at most, of stacks of these frozen runs, which are of one kind.
+
+    By some steps of throw-away replicas, alone and in stacks, in the process and on the device that
+    will train them. Nothing is written.
+    """
+    device = prepare_process(settings)
+    run = store.load(run_ids[0])
+    parts = build(run, device)
+    fit = most_that_fit(parts, free_memory(device))
+    largest = min(most, len(run_ids), _LARGE, fit or most)
+    if largest < 2:
+        return Choice(1, 1.0, "two of them do not fit into memory" if fit == 1 else "a single run")
+    try:
+        config = replace(run.train, steps=_ENDLESS, eval_every=_ENDLESS)
+        return _tried(config, _copies(run, parts), sorted({min(_SMALL, largest), largest}))
+    except CannotStack as error:
+        return Choice(1, 1.0, str(error))
+
+
+def _tried(config: TrainConfig, copied: Callable[[], Parts], sizes: Sequence[int]) -> Choice:
+    best = Choice(1, 1.0, "no gain")
+    for size in sizes:
+        gain = _gain(config, copied, size)
+        if gain < WORTH:  # what does not pay for few does not for many
+            return best if best.size > 1 else Choice(1, gain, f"no gain: {gain:.2g}x")
+        if gain > _ABOUT_LEVEL * best.gain:
+            best = Choice(size, gain, "")
+    return best
+
+
+def _gain(config: TrainConfig, copied: Callable[[], Parts], size: int) -> float:
+    """How many times as fast as alone ``size`` replicas take their steps in a stack.
+
+    Raises:
+        CannotStack: there is nothing to try, or a step takes too long for a stack to pay.
+    """
+    steps = train(copied(), config, _begun())
+    alone = _seconds(lambda: next(steps))
+    if alone > _BUSY:
+        raise CannotStack(f"a step takes {alone:.2g} s, which keeps the device busy")
+    stack = Stack([_replica(config, copied()) for _ in range(size)])
+    _seconds(stack.advance)  # the first makes what the others use
+    times = [(_seconds(lambda: next(steps)), _seconds(stack.advance)) for _ in range(_ROUNDS)]
+    return size * statistics.median(one / all_of_them for one, all_of_them in times)
+
+
+def _replica(config: TrainConfig, parts: Parts) -> Replica:
+    gauge = Gauge(parts.optimizer, lambda step: False)
+    return Replica(config, parts, _begun(), gauge, random_states())
+
+
+def _begun() -> Progress:
+    """Of a training that has its first record, and that no loss ends."""
+    return Progress(records=1, initial_loss=math.inf)
+
+
+def _copies(run: Run, parts: Parts) -> Callable[[], Parts]:
+    """What makes replicas that stay where they are, so that none of their steps can fail."""
+    make = optimizer_of(run)
+
+    def copied() -> Parts:
+        model = copy.deepcopy(parts.model)
+        optimizer = make(model)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = 0.0
+        return replace(parts, model=model, optimizer=optimizer)
+
+    return copied
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    synchronize()
+    started = time.perf_counter()
+    action()
+    synchronize()
+    return time.perf_counter() - started
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
