@@ -106,6 +106,7 @@ class SteepestDescent(torch.optim.Optimizer):
         self.sharing: Sharing | None = None  # of polar factors, among processes that step alike
         super().__init__(params, {"lr": lr})
         self.replicas: tuple[int, ...] = self.param_groups[0].get("replicas", ())
+        self._dot = torch.linalg.vecdot if self.replicas else torch.dot  # of the last axis
         self._layers = self._assigned()
         self._last: tuple[list[str], Tensor] = ([], torch.empty(0))  # for ``dual_norms_by_role``
         self._check_momentum_form()
@@ -134,7 +135,7 @@ class SteepestDescent(torch.optim.Optimizer):
             dual_norms = dual_norms.mT
         roles = [these.layers.role for these in layers for _ in these.g]
         s = self.product.dualize(dual_norms, roles)
-        dual_norm = torch.linalg.vecdot(dual_norms, s)
+        dual_norm = self._dot(dual_norms, s)
         model = LinearModel(value, dual_norm, self.param_groups[0].get("lower_bound"))
         chosen = self.step_size(lr, model, power)
         tau = chosen.tau
@@ -315,8 +316,7 @@ class SteepestDescent(torch.optim.Optimizer):
 
     def _dots(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
         """⟨a, b⟩ of each pair, (pairs, *replicas), float64, without a temporary of their size."""
-        dot = torch.linalg.vecdot if self.replicas else torch.dot
-        return torch.stack(list(map(dot, a, b))).double()
+        return torch.stack(list(map(self._dot, a, b))).double()
 
     def _decay(self, layers: Sequence[Ready], step: Hyper) -> None:
         if not isinstance(self.weight_decay, Tensor) and self.weight_decay == 0:
@@ -337,7 +337,7 @@ class SteepestDescent(torch.optim.Optimizer):
             factor = self._shape_after(layers.role, z_)
             length = length if factor == 1.0 else length * factor
             length = length.mT if self.replicas else length
-            z_.mul_(length.to(z_.dtype).view(*z_.shape[:-2], 1, 1))
+            z_.mul_(length.to(z_.dtype).view(-1, *self.replicas, 1, 1))
             torch._foreach_sub_(x, z_.view(len(x), *x[0].shape).unbind())
 
     def _shape_after(self, role: str, z: Tensor) -> float:

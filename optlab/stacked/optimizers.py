@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..optim import SteepestDescent
 from ..optim.replicas import vector
+from .flat import Flat, is_elementwise
+from .separate import Separate
 
 
 class Stepper(Protocol):
@@ -44,6 +46,8 @@ def stepper(optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[Te
     steepest = [solo for solo in optimizers if isinstance(solo, SteepestDescent)]
     if len(steepest) == len(optimizers):
         return Steepest(steepest, parameters)
+    if is_elementwise(optimizers):
+        return Flat(optimizers, parameters)
     return Separate(optimizers, parameters)
 
 
@@ -64,38 +68,3 @@ class Steepest:
 
     def publish(self) -> None:
         self._whole.scatter(self._solos)
-
-
-class Separate:
-    """Each replica's own optimizer on its views of the stacks, one after the other.
-
-    For whatever is not known to act on each entry alone: exact by construction, since nothing is
-    computed in another way than in a run of its own. An optimizer may mix the entries of a
-    parameter (Muon) or all parameters (Momo), keep state outside of ``state``, or call its closure.
-    """
-
-    def __init__(
-        self, solos: Sequence[torch.optim.Optimizer], parameters: Sequence[Tensor]
-    ) -> None:
-        self._solos = solos
-        of_replicas = [own_parameters(solo) for solo in solos]
-        self._stacks = list(zip(parameters, zip(*of_replicas, strict=True), strict=True))
-
-    def step(self, losses: Tensor) -> None:
-        for stack, views in self._stacks:
-            gradients = [None] * len(views) if stack.grad is None else stack.grad.unbind()
-            for view, gradient in zip(views, gradients, strict=True):
-                view.grad = gradient
-        for solo, loss in zip(self._solos, losses.unbind(), strict=True):
-            solo.step(lambda loss=loss: loss)  # type: ignore[arg-type]  # torch types it as float
-        for _, views in self._stacks:
-            for view in views:
-                view.grad = None
-
-    def publish(self) -> None:
-        """Nothing: the replicas' optimizers did the steps."""
-
-
-def own_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """In the order of the groups."""
-    return [x for group in optimizer.param_groups for x in group["params"]]
