@@ -104,14 +104,14 @@ def test_a_stack_on_a_lost_node_is_taken_over_run_by_run(cluster, cut_off, tmp_p
         wait_until(lambda: ask("squeue", "-h", "-j", job, "-o", "%T").strip() == "PENDING")
         ask("scontrol", "update", f"jobid={job}", "reqnodelist=", "nodelist=node1")
         wait_until(lambda: "attempt 1" in cluster.log(store, ids[0]))
-        wait_until(lambda: _attempt_of(store, begun[-1]) == 1)
+        wait_until(lambda: 1 in [_attempt_of(store, run_id) for run_id in ids])
     finally:
         os.kill(leftover, signal.SIGCONT)
     cluster.done(store, sweep)
 
     here = RunStore(tmp_path / "here")
     launch_here(sweep, here, lambda line: None, dry_run=False)
-    assert _attempt_of(store, begun[-1]) == 1
+    assert _attempt_of(store, ids[0]) == 1
     assert "taken over by process" in cluster.log(store, ids[0])
     for run_id in ids:
         rows, alone = store.records(run_id), here.records(run_id)
