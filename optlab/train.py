@@ -230,17 +230,25 @@ def evaluate(parts: Parts) -> dict[str, float]:
         with autocast(parts):
             outputs = parts.model(inputs)
             means = [function(outputs, targets).item() for function in functions.values()]
-        table[index] = torch.tensor([*(mean * targets.numel() for mean in means), targets.numel()])
-    *sums, count = column_sums(parts.team.filled(table))
-    return {name: total / count for name, total in zip(functions, sums, strict=True)}
+        table[index] = weighted(means, targets.numel())
+    return dict(zip(functions, overall(parts.team.filled(table)), strict=True))
 
 
-def column_sums(table: Tensor) -> list[float]:
-    """Added up row by row: the same bits whoever has filled the rows."""
+def weighted(means: Sequence[float], count: int) -> Tensor:
+    """The row of one validation batch: sums over its ``count`` targets, and ``count``."""
+    return torch.tensor([*(mean * count for mean in means), count])
+
+
+def overall(table: Tensor) -> list[float]:
+    """The means over all targets of the rows of ``weighted``.
+
+    Added up row by row: the same bits whoever has filled the rows.
+    """
     sums = [0.0] * table.shape[1]
     for row in table.tolist():
         sums = [total + value for total, value in zip(sums, row, strict=True)]
-    return sums
+    *totals, count = sums
+    return [total / count for total in totals]
 
 
 def _weight_norm(model: nn.Module) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..data.base import Batch
 from ..diagnostics import Gauge
-from ..train import Parts, Progress, autocast, column_sums, count_in, evaluate
+from ..train import Parts, Progress, autocast, count_in, evaluate, overall, weighted
 from .forward import Generators, StackedModel, States, each
 from .optimizers import stepper
 
@@ -177,8 +177,9 @@ class Stack:
             return
         gradients = [x.grad for x in self.model.parameters.values() if x.grad is not None]
         norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
-        largest = torch.tensor([math.inf if limit is None else limit for limit in limits])
-        factors = largest.to(norms) / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)
+        bounds = [math.inf if limit is None else limit for limit in limits]
+        largest = torch.tensor(bounds, dtype=norms.dtype, device=norms.device)
+        factors = largest / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)
         factors = factors.clamp(max=1.0)
         for g in gradients:
             g.mul_(factors.view(-1, *[1] * (g.dim() - 1)))
@@ -199,14 +200,9 @@ class Stack:
                     each(function, outputs, targets, shared=self._same_val)
                     for function in functions.values()
                 ]
-            count = batch[1].numel()
-            tables[:, index, :-1] = torch.stack(means, dim=1).double().cpu() * count
-            tables[:, index, -1] = count
-        found = []
-        for table in tables:
-            *sums, count = column_sums(table)
-            found.append({n: total / count for n, total in zip(functions, sums, strict=True)})
-        return found
+            for table, of_one in zip(tables, torch.stack(means, dim=1).tolist(), strict=True):
+                table[index] = weighted(of_one, batch[1].numel())
+        return [dict(zip(functions, overall(table), strict=True)) for table in tables]
 
     def _agrees(self) -> bool:
         """Whether the first and the last replica compute what they compute alone.
