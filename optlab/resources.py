@@ -35,6 +35,11 @@ class Resources:
         return max(1, self.gpus_per_run // self.nodes)
 
     @property
+    def processes(self) -> int:
+        """That train each run together."""
+        return self.nodes * self.tasks_per_node
+
+    @property
     def options(self) -> dict[str, Any]:
         """The ``additional`` options of sbatch."""
         return json.loads(self.additional)

@@ -40,7 +40,7 @@ Status = Literal["finished", "diverged", "failed", "preempted", "running", "miss
 DONE = ("finished", "diverged")
 
 _LEASE_WAIT = 0.2  # seconds
-_TAKEOVER = 60.0  # seconds
+TAKEOVER = 60.0  # seconds that a run is waited for which an earlier attempt still holds
 _RESERVE = 64 * 1024  # bytes kept back in a run's folder, so that a full disk can still be reported
 
 RUN_COLUMNS = (
@@ -251,7 +251,7 @@ class RunStore:
         return "preempted" if (folder / "records.jsonl").exists() else "missing"
 
     @contextlib.contextmanager
-    def lease(self, run_id: str, *, takeover: float = _TAKEOVER) -> Iterator[Lease]:
+    def lease(self, run_id: str, *, takeover: float = TAKEOVER) -> Iterator[Lease]:
         """The exclusive right to write a run; the system takes it back when the process ends.
 
         A requeued job takes a run over from what is left of its attempt before, for which it waits

@@ -14,6 +14,7 @@ from optlab.errors import ConfigError
 from optlab.launch.here import launch_here
 from optlab.launch.launch import Report
 from optlab.launch.local import launch_local
+from optlab.launch.stacking import check_stack
 from optlab.store import RunStore
 from optlab.sweep import Sweep
 
@@ -54,17 +55,19 @@ class HereLauncher(SweepLauncher):
 class LocalLauncher(SweepLauncher):
     """Trains in a pool of worker processes on this machine."""
 
-    def __init__(self, workers: int, dry_run: bool) -> None:
+    def __init__(self, workers: int, stack: int | str, dry_run: bool) -> None:
         if type(workers) is not int or workers < 0:
             raise ConfigError(
                 f"hydra.launcher.workers must be a number of processes, or 0 for one per core, "
                 f"not {workers!r}."
             )
-        self.workers = workers
+        self.workers, self.stack = workers, check_stack(stack)
         self.dry_run = dry_run
 
     def launch_sweep(self, sweep: Sweep, store: RunStore) -> Report:
-        return launch_local(sweep, store, print, workers=self.workers, dry_run=self.dry_run)
+        return launch_local(
+            sweep, store, print, workers=self.workers, stack=self.stack, dry_run=self.dry_run
+        )
 
 
 class SlurmLauncher(SweepLauncher):

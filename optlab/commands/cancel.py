@@ -119,7 +119,7 @@ def _print_json(found: Target, former: Collection[str], said: Sequence[str]) -> 
     content: dict[str, Any] = {
         "jobs": {job: list(ids) for job, ids in found.jobs.items()},
         "former": [run_id for ids in found.jobs.values() for run_id in ids if run_id in former],
-        "processes": {str(one.pid): one.run_id for one in found.processes},
+        "processes": {str(one.pid): list(one.run_ids) for one in found.processes},
         "elsewhere": dict(found.elsewhere),
         "said": list(said),
     }

@@ -39,6 +39,7 @@ class Batch:
     save_within: float  # seconds between the signal to stop and the end
     max_requeues: int
     words: tuple[str, ...] = ()  # hydra.launcher.* as the command line stated them
+    stack: int | str = 1  # runs of one kind that a task trains together at most, or auto
 
     @property
     def folder(self) -> Path:

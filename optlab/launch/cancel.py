@@ -32,11 +32,12 @@ _NAMED = 6  # runs that a sentence names
 
 @dataclass(frozen=True)
 class Process:
-    """A process of this machine that trains a run."""
+    """A process of this machine that trains chosen runs, several where it trains a stack."""
 
-    run_id: str
+    run_ids: tuple[str, ...]
     pid: int
     launcher: int | None  # the process that gives it further runs, if it has one
+    others: tuple[str, ...] = ()  # runs beside the chosen ones that it trains
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def target(store: RunStore, chosen: Sequence[Run], *, whole: bool) -> Target:
     found = standings([run.id for run in chosen], store)
     waiting = any(found.of[run.id].job and found.of[run.id].state in ALIVE for run in chosen)
     jobs: dict[str, list[str]] = {}
-    processes: list[Process] = []
+    processes: dict[int, list[str]] = {}
     elsewhere: dict[str, str] = {}
     for run in chosen:
         standing = found.of[run.id]
@@ -69,12 +70,18 @@ def target(store: RunStore, chosen: Sequence[Run], *, whole: bool) -> Target:
             jobs.setdefault(standing.job, []).append(run.id)
         else:
             holder = _holder(store, run.id)
-            if isinstance(holder, Process):
-                processes.append(holder)
+            if isinstance(holder, int):
+                processes.setdefault(holder, []).append(run.id)
             else:
                 elsewhere[run.id] = holder
     problem = found.problem if waiting else ""
-    return Target(jobs, _sharing(store, jobs), processes, elsewhere, whole, problem)
+    holders = [_process(pid, ids, store) for pid, ids in processes.items()]
+    return Target(jobs, _sharing(store, jobs), holders, elsewhere, whole, problem)
+
+
+def _process(pid: int, chosen: Sequence[str], store: RunStore) -> Process:
+    others = tuple(run_id for run_id in _held_by(pid, store) if run_id not in chosen)
+    return Process(tuple(chosen), pid, _launcher(pid), others)
 
 
 def _sharing(store: RunStore, jobs: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -91,7 +98,7 @@ def _sharing(store: RunStore, jobs: Mapping[str, Sequence[str]]) -> dict[str, li
     return shared
 
 
-def _holder(store: RunStore, run_id: str) -> Process | str:
+def _holder(store: RunStore, run_id: str) -> int | str:
     """The process of ours on this machine that holds the run's lease, or why it is out of reach."""
     owner = recorded_owner(store.folder(run_id) / "owner.json")
     if owner is None:
@@ -106,17 +113,34 @@ def _holder(store: RunStore, run_id: str) -> Process | str:
         return f"its process {owner.pid} belongs to another user"
     if not _has_open(owner.pid, store.folder(run_id) / "lock"):
         return f"process {owner.pid} no longer holds it"
-    return Process(run_id, owner.pid, _launcher(owner.pid))
+    return owner.pid
 
 
 def _has_open(pid: int, path: Path) -> bool:
     """Whether a process has this file open: numbers of processes are used again."""
     with contextlib.suppress(OSError):
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                if link.samefile(path):
-                    return True
+        wanted = path.stat()
+        return any(os.path.samestat(found, wanted) for _, found in _open_files(pid))
     return False
+
+
+def _held_by(pid: int, store: RunStore) -> list[str]:
+    """The runs of the store whose lock a process has open."""
+    root, held = store.root.resolve(), set()
+    for path, _ in _open_files(pid):
+        if path.name == "lock" and path.parent.parent == root:
+            held.add(path.parent.name)
+    return sorted(held)
+
+
+def _open_files(pid: int) -> list[tuple[Path, os.stat_result]]:
+    """The files that a process has open; none where it is gone or another user's."""
+    found = []
+    with contextlib.suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed since
+                found.append((Path(os.readlink(link)), link.stat()))
+    return found
 
 
 def _launcher(pid: int) -> int | None:
@@ -158,7 +182,10 @@ def described(found: Target, runs: Sequence[Run], former: Collection[str] = ()) 
         for job, others in found.shared.items()
     ]
     for one in found.processes:
-        lines.append(f"1 run in process {one.pid} of this machine: {named([one.run_id])}")
+        runs_of = plural(len(one.run_ids), "run")
+        lines.append(f"{runs_of} in process {one.pid} of this machine: {named(one.run_ids)}")
+        if one.others:
+            lines.append(f"  it also trains {named(one.others)}: it stops them, too")
     for launcher in sorted(launchers(found)):
         what = "stops with it" if found.whole else "goes on with other runs"
         lines.append(f"  its launch {what} (process {launcher}: {command_line(launcher)})")
@@ -181,10 +208,12 @@ def cancel(found: Target, store: RunStore) -> list[str]:
     for one in found.processes:
         if one.launcher in stopped:
             continue
-        if not _has_open(one.pid, store.folder(one.run_id) / "lock"):
-            lines.append(f"Process {one.pid} has ended with run {one.run_id} by itself.")
+        which = f"run{'s' * (len(one.run_ids) > 1)} {', '.join(one.run_ids)}"
+        locks = [store.folder(run_id) / "lock" for run_id in one.run_ids]
+        if not any(_has_open(one.pid, lock) for lock in locks):
+            lines.append(f"Process {one.pid} has ended with {which} by itself.")
         else:
-            lines.append(_end(one.pid, f"process {one.pid}, which trains run {one.run_id}"))
+            lines.append(_end(one.pid, f"process {one.pid}, which trains {which}"))
     lines += [f"Not cancelled: {run_id}: {why}." for run_id, why in found.elsewhere.items()]
     return lines
 

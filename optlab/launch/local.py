@@ -15,17 +15,30 @@ from .launch import Report, Say, conclude, prepare, refuse, representatives
 from .plan import plural
 from .pool import Pool
 from .progress import Display
+from .stacking import arrange, obstacle, refuse_stack
 
 _ATTEMPTS = 2  # of a run whose worker is killed
 _STOP_WITHIN = 60.0  # seconds that running runs have to save after Ctrl-C
 
 
-def launch_local(sweep: Sweep, store: RunStore, say: Say, *, workers: int, dry_run: bool) -> Report:
+def launch_local(
+    sweep: Sweep,
+    store: RunStore,
+    say: Say,
+    *,
+    workers: int,
+    dry_run: bool,
+    stack: int | str = 1,
+) -> Report:
     """Train what is pending of the sweep in a pool of worker processes.
+
+    Runs of one kind are trained together, at most ``stack`` of them; ``auto`` leaves the number to
+    a probe.
 
     Ctrl-C lets the running runs save and stop, then raises ``KeyboardInterrupt``; launching again
     goes on where they stopped. A worker that is killed costs its run one attempt.
     """
+    refuse_stack(stack, obstacle(sweep.settings))
     plan = prepare(sweep, store, say, dry_run=dry_run)
     if dry_run or not plan.pending:
         return Report()
@@ -34,8 +47,10 @@ def launch_local(sweep: Sweep, store: RunStore, say: Say, *, workers: int, dry_r
     pool = Pool(count, store, sweep.settings, attempts=_ATTEMPTS, stop_within=_STOP_WITHIN)
     with _terminate_as_interrupt(), pool:
         refuse(pool.check(representatives(plan.pending)), plan.pending)
+        busy = pool.gpus or count  # several stacks on one GPU would only take turns
+        made = arrange(plan.pending, stack, sweep.settings, pool, min(busy, count), store, say)
         with Display(len(plan.pending), count) as display:
-            report = pool.train(plan.pending, display)
+            report = pool.train_stacks(made, display)
     conclude(report, store, say)
     return report
 

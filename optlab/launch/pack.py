@@ -17,7 +17,8 @@ from ..store import DONE, Owner, RunStore, check_writable
 from .batch import Batch, note_requeues, owns, read_batch
 from .job import Stop
 from .plan import plural
-from .pool import CannotStart, Pool
+from .pool import CannotStart, Pool, Stack
+from .stacking import arrange
 from .worker import Ended, Step
 
 _LINE_EVERY = 10.0  # seconds between two lines of one run
@@ -90,7 +91,8 @@ def _train(batch: Batch, store: RunStore, runs: Sequence[Run], stop: Stop, ranks
     )
     try:
         with pool:
-            report = pool.train(todo, JobLog(store, len(todo)), stop)
+            made = _stacked(batch, store, todo, pool, stop, ranks)
+            report = pool.train_stacks(made, JobLog(store, len(todo)), stop)
     except CannotStart as error:
         for run in todo if ranks.leads else ():
             store.fail(run.id, str(error), f"{error} The job's log says more.")
@@ -102,6 +104,16 @@ def _train(batch: Batch, store: RunStore, runs: Sequence[Run], stop: Stop, ranks
     if stop() and left and ranks.leads:
         return _stopped(batch, store, left, stop)
     return 1 if failed or report.failures or report.stopped else 0
+
+
+def _stacked(
+    batch: Batch, store: RunStore, runs: Sequence[Run], pool: Pool, stop: Stop, ranks: Ranks
+) -> list[Stack]:
+    """The runs as the workers of this job are to train them."""
+    if ranks.together or not runs:
+        return [(run,) for run in runs]
+    workers = min(batch.side_by_side, len(runs))
+    return arrange(runs, batch.stack, batch.settings, pool, workers, store, say, stop)
 
 
 def _failed_here(batch: Batch, store: RunStore, run: Run) -> bool:

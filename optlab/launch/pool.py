@@ -9,7 +9,7 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Protocol
@@ -19,9 +19,10 @@ from ..distributed import ONE, Ranks
 from ..store import RunStore
 from .launch import Report
 from .plan import plural
-from .worker import STOP_SIGNALS, Check, Checked, Ended, Step, Train, work
+from .worker import STOP_SIGNALS, Check, Checked, Ended, Probe, Probed, Said, Step, Train, work
 
 _POLL = 0.25  # seconds between two looks at whether to stop
+Stack = tuple[Run, ...]  # runs that a worker trains together; one, mostly
 # Exit codes of a worker that was told to stop and had no run at work; a second signal may come when
 # Python, on its way out, no longer handles it.
 _TOLD = (0, *(-number for number in STOP_SIGNALS))
@@ -55,14 +56,17 @@ class CannotStart(Exception):
 class _Worker:
     process: SpawnProcess
     connection: Connection
-    run: Run | None = None  # at work on it
+    runs: dict[str, Run] = field(default_factory=dict)  # at work on them, by id
+    probes: int | None = None  # at work on the probe of this number
+    most: int = 0  # runs of it
     answered: bool = False  # has ever sent a message, so that it can start at all
 
 
 class Pool:
     """Worker processes, each with a pipe; use as a context manager.
 
-    A run whose worker is killed is tried ``attempts`` times in all. Runs at work have
+    A run whose worker is killed is tried ``attempts`` times in all; a stack of several is then cut
+    in two, which is no attempt, so that a lack of memory ends in stacks that fit. Runs at work have
     ``stop_within`` seconds to save when the pool is stopped. Where the pools of several processes
     train each run together, ``ranks`` says which of them this is.
     """
@@ -81,6 +85,7 @@ class Pool:
         self._attempts, self._stop_within, self._ranks = attempts, stop_within, ranks
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
+        self.gpus = 0  # that the workers share, once one was asked to check
 
     def __enter__(self) -> Pool:
         # Read when a worker imports torch, which sizes its thread pool then.
@@ -107,13 +112,93 @@ class Pool:
             raise CannotStart(self._cannot_start(worker)) from None
         assert isinstance(answer, Checked)
         worker.answered = True
+        self.gpus = answer.gpus
         return answer.problems
+
+    def probe(
+        self,
+        kinds: Sequence[tuple[Stack, int]],
+        say: Callable[[str], None],
+        stop: Callable[[], bool] = lambda: False,
+    ) -> list[Probed]:
+        """How many runs of each kind, at most the number beside them, to train together.
+
+        All workers are asked at once, on GPUs one for each. One that dies of it is asked for half
+        as many. Nothing is saved: an interrupt kills them, and a ``stop`` leaves the rest unknown.
+        """
+        queue = deque((number, most) for number, (_, most) in enumerate(kinds))
+        found: dict[int, Probed] = {}
+        try:
+            while len(found) < len(kinds) and not stop():
+                self._assign_probes(queue, kinds)
+                self._collect_probes(queue, found, say)
+        finally:
+            for worker in [each for each in self._workers if each.probes is not None]:
+                worker.probes = None
+                worker.process.kill()  # without an answer; replaced when it is next needed
+        return [found.get(number, Probed(1, 1.0, "not probed")) for number in range(len(kinds))]
+
+    def _assign_probes(
+        self, queue: deque[tuple[int, int]], kinds: Sequence[tuple[Stack, int]]
+    ) -> None:
+        for worker in self._workers[: self.gpus or self._count]:
+            if worker.probes is None and queue:
+                number, most = queue.popleft()
+                worker.probes, worker.most = number, most
+                ids = tuple(run.id for run in kinds[number][0])
+                with contextlib.suppress(BrokenPipeError):  # its death is seen below
+                    worker.connection.send(Probe(ids, most))
+
+    def _collect_probes(
+        self,
+        queue: deque[tuple[int, int]],
+        found: dict[int, Probed],
+        say: Callable[[str], None],
+    ) -> None:
+        for worker in self._ready():
+            try:
+                message = worker.connection.recv()
+            except (EOFError, ConnectionResetError):
+                worker.process.join()
+                if not worker.answered and worker.process.exitcode not in _TOLD:
+                    raise CannotStart(self._cannot_start(worker)) from None
+                self._probe_less(worker, queue, found, say)
+                continue
+            worker.answered = True
+            if isinstance(message, Probed) and worker.probes is not None:
+                found[worker.probes] = message
+                worker.probes = None
+
+    def _probe_less(
+        self,
+        worker: _Worker,
+        queue: deque[tuple[int, int]],
+        found: dict[int, Probed],
+        say: Callable[[str], None],
+    ) -> None:
+        """A worker has died: ask another one for half as many, unless it was told to stop."""
+        number, code = worker.probes, worker.process.exitcode
+        if number is not None:
+            most = worker.most if code in _TOLD else worker.most // 2
+            if most < worker.most:
+                say(f"The probe of a stack of {worker.most} {_death(code)} (out of memory?).")
+            if most > 1:
+                queue.appendleft((number, most))
+            else:
+                found[number] = Probed(1, 1.0, "no probe has survived")
+        self._succeed(worker)
 
     def train(
         self, runs: Sequence[Run], watcher: Watcher, stop: Callable[[], bool] = lambda: False
     ) -> Report:
-        """Train all runs, or until ``stop``; the report says how each ended."""
-        queue = deque(runs)
+        """Train all runs, each by itself, or until ``stop``; the report says how each ended."""
+        return self.train_stacks([(run,) for run in runs], watcher, stop)
+
+    def train_stacks(
+        self, stacks: Sequence[Stack], watcher: Watcher, stop: Callable[[], bool] = lambda: False
+    ) -> Report:
+        """Train the runs of all stacks, or until ``stop``; the report says how each ended."""
+        queue = deque(stacks)
         crashes: Counter[str] = Counter()
         report = Report()
         try:
@@ -123,56 +208,62 @@ class Pool:
                     break
                 self._assign(queue, report)
                 self._collect(queue, crashes, report, watcher)
-                watcher.update(report.counts, len(self._busy()))
+                at_work = sum(len(worker.runs) for worker in self._workers)
+                watcher.update(report.counts, at_work)
         except KeyboardInterrupt:
             watcher.say("Stopping: the running runs save and end (Ctrl-C again to kill them).")
             self._stop(queue, report, watcher)
-            left = plural(len(queue), "run")
+            left = plural(sum(map(len, queue)), "run")
             watcher.say(f"Stopped with {left} not started; the same command goes on.")
             raise
         return report
 
     def _busy(self) -> list[_Worker]:
-        return [worker for worker in self._workers if worker.run is not None]
+        return [worker for worker in self._workers if worker.runs]
 
-    def _assign(self, queue: deque[Run], report: Report) -> None:
+    def _ready(self) -> list[_Worker]:
+        """The workers that have sent something, or died; after a while, none."""
+        ready = wait([worker.connection for worker in self._workers], timeout=_POLL)
+        return [worker for worker in self._workers if worker.connection in ready]
+
+    def _assign(self, queue: deque[Stack], report: Report) -> None:
         for worker in self._workers:
-            if worker.run is None and queue and not report.stopped:
-                worker.run = queue.popleft()
+            if not worker.runs and queue and not report.stopped:
+                worker.runs = {run.id: run for run in queue.popleft()}
                 with contextlib.suppress(BrokenPipeError):  # its death is seen in _collect
-                    worker.connection.send(Train(worker.run.id))
+                    worker.connection.send(Train(tuple(worker.runs)))
 
     def _collect(
-        self, queue: deque[Run], crashes: Counter[str], report: Report, watcher: Watcher
+        self, queue: deque[Stack], crashes: Counter[str], report: Report, watcher: Watcher
     ) -> None:
         """Wait for news, but not for long."""
-        ready = wait([worker.connection for worker in self._workers], timeout=_POLL)
-        for worker in [w for w in self._workers if w.connection in ready]:
+        for worker in self._ready():
             try:
                 message = worker.connection.recv()
             except (EOFError, ConnectionResetError):
                 self._replace(worker, queue, crashes, report, watcher)
                 continue
             worker.answered = True
-            if isinstance(message, Step) and worker.run is not None:
-                watcher.step(worker.run, message)
+            if isinstance(message, Step) and message.run_id in worker.runs:
+                watcher.step(worker.runs[message.run_id], message)
+            if isinstance(message, Said):
+                watcher.say(message.line)
             if isinstance(message, Ended):
                 self._count_in(worker, message, report, watcher)
                 if message.status == "failed" and self._ranks.together and queue:
                     self._renew(worker)
 
     def _count_in(self, worker: _Worker, message: Ended, report: Report, watcher: Watcher) -> None:
-        assert worker.run is not None
-        watcher.ended(worker.run, message)
+        run = worker.runs.pop(message.run_id)
+        watcher.ended(run, message)
         report.counts[message.status] += 1
         if message.status == "failed":
-            report.failures[worker.run.name] = message.cause
+            report.failures[run.name] = message.cause
         if message.disk_full:
             report.stopped = (
                 f"Stopped: the disk of {self._store.root} is full. Free some space and launch "
                 "again; finished runs are intact."
             )
-        worker.run = None
 
     def _renew(self, worker: _Worker) -> None:
         """Start a new process: what a run has left unfinished with its peers stays in the old."""
@@ -185,42 +276,65 @@ class Pool:
     def _replace(
         self,
         worker: _Worker,
-        queue: deque[Run],
+        queue: deque[Stack],
         crashes: Counter[str],
         report: Report,
         watcher: Watcher,
     ) -> None:
-        """A worker has died: give its run another attempt, or mark it failed."""
+        """A worker has died: try its runs again, several in two halves, or mark one failed."""
         worker.process.join()
         if worker.process.exitcode in _TOLD:  # told to stop, by a signal to it alone
             self._take_back(worker, queue)
             worker.answered = True  # nothing is wrong with it
         if not worker.answered and self._ranks.leads:  # the others report no steps
             raise CannotStart(self._cannot_start(worker))
-        run, death = worker.run, _death(worker.process.exitcode)
-        if run is not None:
-            crashes[run.id] += 1
-            if crashes[run.id] < self._attempts:
-                watcher.say(f"The worker training {run.name} {death}; trying that run once more.")
-                queue.appendleft(run)
-            else:
-                times = f", {self._attempts} times" if self._attempts > 1 else ""
-                cause = f"its worker {death}{times} (out of memory?)"
-                if self._ranks.leads:  # the others are told by their peers
-                    self._store.fail(run.id, cause, cause)
-                worker.run = run
-                self._count_in(worker, Ended(run.id, "failed", cause, False), report, watcher)
+        runs, death = tuple(worker.runs.values()), _death(worker.process.exitcode)
+        if len(runs) > 1:
+            watcher.say(
+                f"The worker training {len(runs)} runs together {death} (out of memory?); "
+                "they go on in two halves."
+            )
+            middle = (len(runs) + 1) // 2
+            queue.extendleft([runs[middle:], runs[:middle]])
+        elif runs:
+            self._try_again(runs[0], death, worker, queue, crashes, report, watcher)
+        self._succeed(worker)
+
+    def _try_again(
+        self,
+        run: Run,
+        death: str,
+        worker: _Worker,
+        queue: deque[Stack],
+        crashes: Counter[str],
+        report: Report,
+        watcher: Watcher,
+    ) -> None:
+        """Give a run whose worker has died another attempt, or mark it failed."""
+        crashes[run.id] += 1
+        if crashes[run.id] < self._attempts:
+            watcher.say(f"The worker training {run.name} {death}; trying that run once more.")
+            queue.appendleft((run,))
+            return
+        times = f", {self._attempts} times" if self._attempts > 1 else ""
+        cause = f"its worker {death}{times} (out of memory?)"
+        if self._ranks.leads:  # the others are told by their peers
+            self._store.fail(run.id, cause, cause)
+        self._count_in(worker, Ended(run.id, "failed", cause, False), report, watcher)
+
+    def _succeed(self, worker: _Worker) -> None:
+        """Put a new process in the place of a dead one."""
         index = self._workers.index(worker)
         worker.connection.close()
         self._workers[index] = self._spawn(index)
         self._workers[index].answered = True  # its predecessor could start
 
     @staticmethod
-    def _take_back(worker: _Worker, queue: deque[Run]) -> None:
-        """Put the run that a worker has left untouched back to the front of the queue."""
-        if worker.run is not None:
-            queue.appendleft(worker.run)
-        worker.run = None
+    def _take_back(worker: _Worker, queue: deque[Stack]) -> None:
+        """Put the runs that a worker has left untouched back to the front of the queue."""
+        if worker.runs:
+            queue.appendleft(tuple(worker.runs.values()))
+        worker.runs = {}
 
     def _spawn(self, index: int) -> _Worker:
         ours, theirs = self._context.Pipe()
@@ -238,7 +352,7 @@ class Pool:
         theirs.close()
         return _Worker(process, ours)
 
-    def _stop(self, queue: deque[Run], report: Report, watcher: Watcher) -> None:
+    def _stop(self, queue: deque[Stack], report: Report, watcher: Watcher) -> None:
         """Let the busy workers save and stop; kill those that take too long.
 
         Runs that they have not begun are back in the queue.
@@ -251,12 +365,13 @@ class Pool:
                 for worker in self._busy():
                     self._await_end(worker, queue, report, watcher)
         for worker in self._busy():
-            if worker.run is not None:
-                watcher.say(f"{worker.run.name} has not stopped in time: it is killed.")
+            names = ", ".join(run.name for run in worker.runs.values())
+            what = "they are killed" if len(worker.runs) > 1 else "it is killed"
+            watcher.say(f"Not stopped in time: {names}; {what}.")
             worker.process.kill()
 
     def _await_end(
-        self, worker: _Worker, queue: deque[Run], report: Report, watcher: Watcher
+        self, worker: _Worker, queue: deque[Stack], report: Report, watcher: Watcher
     ) -> None:
         if not worker.connection.poll(0.1):
             return
@@ -266,7 +381,7 @@ class Pool:
             worker.process.join()
             if worker.process.exitcode in _TOLD:
                 self._take_back(worker, queue)
-            worker.run = None
+            worker.runs = {}
             return
         if isinstance(message, Ended):
             self._count_in(worker, message, report, watcher)

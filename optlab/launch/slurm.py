@@ -26,6 +26,7 @@ from ..distributed import check_share
 from ..errors import ConfigError
 from ..paths import ROOT
 from ..resources import KEYS, Resources, resources
+from ..stacked.grouping import packs
 from ..store import RunStore
 from ..sweep import Sweep
 from .batch import Batch, adopt, new_name, note_intent, note_job, note_withdrawn, write_batch
@@ -34,6 +35,7 @@ from .launch import Report, Say, conclude, prepare, refuse, representatives
 from .plan import Plan, duration, plural
 from .progress import Display
 from .snapshot import snapshot
+from .stacking import AUTO, check_stack, obstacle, refuse_stack
 from .standing import ALIVE, standings
 
 _POLL = 5.0  # seconds between two looks at the queue while waiting
@@ -53,6 +55,7 @@ class Options:
     request: Mapping[str, Any]  # the keys of Resources, as the launcher's file states them
     given: frozenset[str]  # those that the command line states; they win over every file
     words: tuple[str, ...] = ()  # what the command line states, for a retry to repeat
+    stack: int | str = 1  # runs of one kind to be trained together at most, or auto
 
 
 def options(settings: Mapping[str, Any], words: Sequence[str]) -> Options:
@@ -70,6 +73,7 @@ def options(settings: Mapping[str, Any], words: Sequence[str]) -> Options:
         raise ConfigError(f"hydra.launcher.setup must be a list of lines of shell, not {setup!r}.")
     for key, least in {"max_array": 1, "save_within": 10, "max_requeues": 0}.items():
         _check_count(key, settings[key], least)
+    check_stack(settings["stack"])
     if settings["array_parallelism"] is not None:
         _check_count("array_parallelism", settings["array_parallelism"], 1)
     for key in ("wait", "dry_run"):
@@ -96,6 +100,7 @@ def launch_slurm(sweep: Sweep, store: RunStore, say: Say, options: Options) -> R
     SLURM refuses is taken back as a whole.
     """
     requests = _requests(sweep, options)
+    _check_stack(sweep, requests, options)
     if not options.dry_run:
         _need_slurm()
     with _one_at_a_time(store, say, options):
@@ -108,6 +113,8 @@ def launch_slurm(sweep: Sweep, store: RunStore, say: Say, options: Options) -> R
             batches = _batches(plan, store, requests, options)
             _check_parallelism(options, len(batches))
             say(_described(batches, options))
+            if line := _not_stacked(batches, options):
+                say(line)
         if plan.pending and not options.dry_run:
             _submit(plan, store, batches, options, say)
             report.waiting += len(plan.pending)
@@ -140,6 +147,27 @@ def _check_time(request: Resources, options: Options) -> None:
             f"least as long before that to get anywhere. Give it at least "
             f"{math.ceil(2 * options.save_within / 60)} minutes, or shorten save_within."
         )
+
+
+def _check_stack(sweep: Sweep, requests: Mapping[str, Resources], options: Options) -> None:
+    for request in set(requests.values()):
+        refuse_stack(options.stack, obstacle(sweep.settings, request.processes))
+
+
+def _not_stacked(batches: Sequence[tuple[Resources, Batch]], options: Options) -> str:
+    """Why ``auto`` stacks nothing, where that can be known before the jobs run; else ''."""
+    if options.stack != AUTO:
+        return ""
+    reasons = []
+    for request, batch in batches:
+        why = obstacle(batch.settings, request.processes)
+        if not why and request.runs_per_job == 1:
+            why = (
+                "each job holds one run, and stack=auto stacks those that a job holds: raise "
+                "hydra.launcher.runs_per_job, or state a number, such as hydra.launcher.stack=16"
+            )
+        reasons += [f"Not stacked ({batch.name}): {why}."] if why else []
+    return "\n".join(reasons)
 
 
 def _need_slurm() -> None:
@@ -181,23 +209,33 @@ def _batches(
     longest = min(options.max_array, _max_array_size())
     made = []
     for request, runs in classes.items():
-        tasks = list(_chunks([run.id for run in runs], request.runs_per_job))
+        tasks = _tasks(runs, request, options)
         for part in _chunks(tasks, longest):
             batch = Batch(
                 name=new_name(plan.sweep.name),
                 sweep=plan.sweep.name,
                 store=str(store.root.absolute()),
                 code="",
-                tasks=tuple(tuple(ids) for ids in part),
+                tasks=tuple(part),
                 settings=plan.sweep.settings,
                 side_by_side=request.side_by_side,
                 gpus_per_run=request.gpus_per_run,
                 save_within=options.save_within,
                 max_requeues=options.max_requeues,
                 words=options.words,
+                stack=options.stack,
             )
             made.append((request, batch))
     return made
+
+
+def _tasks(runs: Sequence[Run], request: Resources, options: Options) -> list[tuple[str, ...]]:
+    """The ids of the runs of each job. Where a number of them is stacked, jobs are of one kind."""
+    if isinstance(options.stack, int) and options.stack > 1:
+        held = packs(runs, max(request.runs_per_job, options.stack))
+    else:
+        held = _chunks(runs, request.runs_per_job)
+    return [tuple(run.id for run in pack) for pack in held]
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
@@ -243,18 +281,25 @@ def _described(batches: Sequence[tuple[Resources, Batch]], options: Options) -> 
             f"on {request.nodes} nodes" if request.nodes > 1 else "",
             request.memory or "",
             f"at most {duration(60 * request.time)}",
-            f"{request.runs_per_job} runs per job" if request.runs_per_job > 1 else "",
+            _held(request, batch),
             f"{request.side_by_side} side by side" if request.side_by_side > 1 else "",
         ]
         lines.append(", ".join(word for word in words if word) + ".")
     return "\n".join(lines)
 
 
+def _held(request: Resources, batch: Batch) -> str:
+    """The runs of a job, and whether they are stacked."""
+    if isinstance(batch.stack, int) and batch.stack > 1:
+        largest = max(len(ids) for ids in batch.tasks)
+        return f"up to {plural(largest, 'run')} per job in stacks of up to {batch.stack}"
+    return f"{request.runs_per_job} runs per job" if request.runs_per_job > 1 else ""
+
+
 def _cores(request: Resources) -> str:
     """The cores of a job; one has as many processes as it asks for ``cpus`` for."""
-    processes = request.nodes * request.tasks_per_node
-    each = f" ({request.cpus} per process)" if processes > 1 else ""
-    return plural(processes * request.cpus, "core") + each
+    each = f" ({request.cpus} per process)" if request.processes > 1 else ""
+    return plural(request.processes * request.cpus, "core") + each
 
 
 def _submit(

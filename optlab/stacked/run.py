@@ -14,7 +14,7 @@ from ..config import Run, Settings
 from ..data.base import Data
 from ..run import buried, run_one
 from ..stop import StopFlag
-from ..store import Busy, Lease, Record, RunStore
+from ..store import TAKEOVER, Busy, Lease, Record, RunStore
 from ..train import (
     boundary,
     evaluate,
@@ -64,7 +64,8 @@ class _Member:
 
     def _begin(self, device: torch.device, load: Callable[[Run], Data]) -> None:
         store, settings = self._crew.store, self._crew.settings
-        self._lease = self._held.enter_context(store.lease(self.run_id))
+        lease = store.lease(self.run_id, takeover=self._crew.patience())
+        self._lease = self._held.enter_context(lease)
         result = store.result(self.run_id)
         if result is not None:  # another process finished it in the meantime
             self.end(Outcome(result.outcome, result.cause))
@@ -160,6 +161,14 @@ class _Crew:
         self.store, self.settings, self.stop = store, settings, stop
         self.report, self.ended, self.say = report, ended, say
         self._data: dict[tuple[int, int], Data] = {}
+        self._patient_until = time.monotonic() + TAKEOVER
+
+    def patience(self) -> float:
+        """Seconds to wait for an earlier attempt to let go of a run.
+
+        Of all runs together: a leftover that hangs holds all of them, and would cost each a minute.
+        """
+        return max(0.0, self._patient_until - time.monotonic())
 
     def train(self, run_ids: Sequence[str]) -> None:
         """Train the runs, as many at a time as fit into memory."""

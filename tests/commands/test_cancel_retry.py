@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -218,10 +219,10 @@ def test_a_launcher_setting_that_does_not_exist_is_refused(optlab: Optlab, store
 
 @pytest.fixture
 def launch(store: RunStore) -> Iterator[subprocess.Popen[str]]:
-    """A pool of two workers at work on the long runs."""
+    """A pool of two workers at work on the long runs, each by itself."""
     process = subprocess.Popen(
         [sys.executable, "launch.py", "-m", *LONG, "hydra.launcher.workers=2",
-         f"runtime.runs={store.root}"],
+         "hydra.launcher.stack=1", f"runtime.runs={store.root}"],
         cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
@@ -256,6 +257,29 @@ def test_one_run_of_a_pool_is_cancelled_and_the_pool_goes_on(
     assert launch.returncode == 130
     assert set(states(LONG, store).values()) <= {"preempted", "missing"}
     assert "none of these 4 runs is queued or running" in optlab("cancel", *LONG, "--yes").out
+
+
+def test_cancelling_one_of_a_stack_says_that_its_process_trains_others(
+    optlab: Optlab, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stop with it; the process is told once, however many of them are meant."""
+    killed: list[int] = []
+    monkeypatch.setattr(cancelling, "_end", lambda pid, what: killed.append(pid) or what)
+    words = shrunk("optimizer=adamw", "seed=0,1,2")
+    runs = ad_hoc(words).runs
+    with contextlib.ExitStack() as stack:  # as a worker holds a stack
+        for run in runs:
+            fill(store, run, ["records"])
+            stack.enter_context(store.lease(run.id))
+        told = optlab("cancel", *words, "--run", runs[1].id, "--yes")
+        assert f"1 run in process {os.getpid()} of this machine: {runs[1].name}" in told.out
+        others = sorted([runs[0], runs[2]], key=lambda run: run.id)
+        names = ", ".join(run.name for run in others)
+        assert f"it also trains {names}: it stops them, too" in told.out
+
+        told = optlab("cancel", *words, "--yes")
+        assert "3 runs in process" in told.out and "it also trains" not in told.out
+    assert killed == [os.getpid()] * 2
 
 
 def test_a_process_that_is_not_ours_is_left_alone(

@@ -45,8 +45,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, dict[s
 
 @pytest.fixture
 def launcher(store: RunStore) -> Iterator[subprocess.Popen[str]]:
-    """``python launch.py -m`` of the long sweep, in a session of its own."""
-    arguments = [*sweep_of(*LONG).command.split(), f"runtime.runs={store.root}"]
+    """``python launch.py -m`` of the long sweep, each run by itself, in a session of its own."""
+    alone = "hydra.launcher.stack=1"
+    arguments = [*sweep_of(*LONG).command.split(), f"runtime.runs={store.root}", alone]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "launch.py"), "-m", *arguments],
         env=environment(),

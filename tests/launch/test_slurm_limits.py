@@ -19,6 +19,7 @@ from slurm import ask, wait_until
 # SLURM counts time limits in minutes, so the run must be longer than one.
 ENDLESS = ("optimizer=muonmax_momo", "train.steps=2000000", "train.eval_every=200")
 LONG = ("optimizer=muonmax_momo", "train.steps=30000", "train.eval_every=200")
+STACK = ("optimizer=adamw", "train.steps=4000", "train.eval_every=200", "seed=0,1,2")
 
 
 def numbers(store: RunStore, run_id: str) -> list[str]:
@@ -85,6 +86,42 @@ def test_a_lost_node_costs_nothing_and_its_leftover_writes_nothing(
     here = RunStore(tmp_path / "here")
     launch_here(sweep, here, lambda line: None, dry_run=False)
     assert numbers(store, run) == numbers(here, run)
+
+
+def test_a_stack_on_a_lost_node_is_taken_over_run_by_run(cluster, cut_off, tmp_path: Path) -> None:
+    """Every run ends with the later attempt, each record once, whoever has written it."""
+    sweep, store = cluster.sweep(*STACK), cluster.store("lost-stack")
+    ids = [run.id for run in sweep.runs]
+    more = {"additional": {"nodelist": "node2"}, "stack": 3}
+    cluster.submit(sweep, store, time=20, save_within=60, **more)
+    job = cluster.job(store, ids[0])
+    begun = wait_until(lambda: [i for i in ids if len(store.records(i)) > 1])
+    leftover = int((store.folder(begun[-1]) / "lock").read_text())
+    os.kill(leftover, signal.SIGSTOP)  # it hangs, and holds what it holds
+    try:
+        assert not all(store.is_done(run_id) for run_id in ids), "it is too short for this test"
+        cut_off("node2")
+        wait_until(lambda: ask("squeue", "-h", "-j", job, "-o", "%T").strip() == "PENDING")
+        ask("scontrol", "update", f"jobid={job}", "reqnodelist=", "nodelist=node1")
+        wait_until(lambda: "attempt 1" in cluster.log(store, ids[0]))
+        wait_until(lambda: 1 in [_attempt_of(store, run_id) for run_id in ids])
+    finally:
+        os.kill(leftover, signal.SIGCONT)
+    cluster.done(store, sweep)
+
+    here = RunStore(tmp_path / "here")
+    launch_here(sweep, here, lambda line: None, dry_run=False)
+    assert _attempt_of(store, ids[0]) == 1
+    assert "taken over by process" in cluster.log(store, ids[0])
+    for run_id in ids:
+        rows, alone = store.records(run_id), here.records(run_id)
+        assert [row["step"] for row in rows] == [row["step"] for row in alone]
+        assert rows[-1]["val_loss"] == pytest.approx(alone[-1]["val_loss"], rel=1e-3)
+
+
+def _attempt_of(store: RunStore, run_id: str) -> int:
+    """The attempt of the job that has written a run last."""
+    return json.loads((store.folder(run_id) / "owner.json").read_text())["attempt"]
 
 
 def _dead(process: int) -> bool:

@@ -1,0 +1,180 @@
+"""How the runs of a launch are stacked: the setting, what stands against it, the sizes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from ..config import Run, Settings
+from ..errors import ConfigError
+from ..stacked.grouping import Group, by_kind, stacks
+from ..store import RunStore
+from .launch import Say
+from .pace import guess, paces, parts
+from .plan import plural
+from .pool import Stack
+from .worker import Probed
+
+AUTO = "auto"
+_ALONE = "the only one of its kind"
+_SPREAD = "as many workers as runs"
+_UNWORTHY = "no gain"
+
+
+def check_stack(value: Any) -> int | str:
+    """The setting ``hydra.launcher.stack``.
+
+    Raises:
+        ConfigError: it is neither ``auto`` nor a number of runs.
+    """
+    if value != AUTO and (type(value) is not int or value < 1):
+        raise ConfigError(
+            "hydra.launcher.stack must be auto, or how many runs of one kind to train together at "
+            f"most (1: each by itself), not {value!r}."
+        )
+    return value
+
+
+def obstacle(settings: Settings, processes: int = 1) -> str:
+    """Why no runs can be stacked with these settings; '' where they can.
+
+    ``processes`` train each run together.
+    """
+    if settings.runtime.compile:
+        return "runtime.compile=true compiles the model of one run"
+    if settings.runtime.micro_batch is not None:
+        return f"runtime.micro_batch={settings.runtime.micro_batch} splits the batch of one run"
+    if processes > 1:
+        return f"gpus_per_run and nodes give each run {processes} processes of its own"
+    return ""
+
+
+def refuse_stack(stack: int | str, why: str) -> None:
+    """Raise where the command line or the launcher's file asks for stacks that cannot be."""
+    if isinstance(stack, int) and stack > 1 and why:
+        raise ConfigError(
+            f"hydra.launcher.stack={stack} trains several runs in one process, and {why}: choose "
+            "one of the two (hydra.launcher.stack=1, or auto, which stacks where it can)."
+        )
+
+
+class Prober(Protocol):
+    """Who can tell how many runs of a kind to train together: a pool."""
+
+    def probe(
+        self, kinds: Sequence[tuple[Stack, int]], say: Say, stop: Callable[[], bool]
+    ) -> list[Probed]:
+        """An answer for each kind, of at most as many runs as the number beside it."""
+        ...
+
+
+def arrange(
+    runs: Sequence[Run],
+    stack: int | str,
+    settings: Settings,
+    pool: Prober,
+    workers: int,
+    store: RunStore,
+    say: Say,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Stack]:
+    """The runs as stacks for the workers of the pool; says what was picked."""
+    if stack == 1:
+        return [(run,) for run in runs]
+    why = obstacle(settings)
+    if why:
+        say(f"Not stacked: {why}.")
+        return [(run,) for run in runs]
+    kinds = by_kind(runs)
+    if stack == AUTO:
+        chosen = _probed(kinds, pool, workers, say, stop)
+    else:
+        chosen = [_stated(each, int(stack)) for each in kinds]
+    seconds = _seconds(kinds, store)
+    groups = [
+        Group(each, size, gain, seconds[parts(each[0])])
+        for each, (size, gain, _) in zip(kinds, chosen, strict=True)
+    ]
+    made = stacks(groups, workers)
+    line = _described(groups, [reason for *_, reason in chosen], made)
+    if line:
+        say(line)
+    return made
+
+
+_Chosen = tuple[int, float | None, str]  # size, gain, why the size is 1
+
+
+def _stated(runs: Sequence[Run], most: int) -> _Chosen:
+    return (min(most, len(runs)), None, _ALONE if len(runs) == 1 else _SPREAD)
+
+
+def _probed(
+    kinds: Sequence[Sequence[Run]],
+    pool: Prober,
+    workers: int,
+    say: Say,
+    stop: Callable[[], bool],
+) -> list[_Chosen]:
+    """Ask the workers; kinds of which no worker would get two runs are not probed."""
+    share = max(1, workers // len(kinds))  # workers for each kind
+    chosen: list[_Chosen] = [(1, None, _ALONE if len(each) == 1 else _SPREAD) for each in kinds]
+    most = {index: math.ceil(len(each) / share) for index, each in enumerate(kinds)}
+    wanted = [index for index in most if most[index] > 1]
+    answers = pool.probe([(tuple(kinds[index]), most[index]) for index in wanted], say, stop)
+    for index, answer in zip(wanted, answers, strict=True):
+        size = max(1, min(answer.size, len(kinds[index])))
+        reason = _SPREAD if size > 1 else answer.reason.rstrip(".") or _UNWORTHY
+        chosen[index] = (size, answer.gain, reason)
+    return chosen
+
+
+def _seconds(kinds: Sequence[Sequence[Run]], store: RunStore) -> dict[str, float]:
+    """A step of a run by its parts, where it was ever measured; else that of the median."""
+    first = [each[0] for each in kinds]
+    known = paces(store, first)
+    by_parts = {parts(run): run for run in first}
+    guessed = {key: known.get(key) or guess(run, known, by_parts) for key, run in by_parts.items()}
+    found = {key: pace.seconds_per_step for key, pace in guessed.items() if pace}
+    typical = statistics.median(found.values()) if found else 1.0
+    return {key: found.get(key, typical) for key in by_parts}
+
+
+def _described(groups: Sequence[Group], reasons: Sequence[str], made: Sequence[Stack]) -> str:
+    """One line about what is stacked and what is not, and why; '' where nothing could be."""
+    if all(len(group.runs) == 1 for group in groups):
+        return ""
+    of = {run.id: index for index, group in enumerate(groups) for run in group.runs}
+    together = [stack for stack in made if len(stack) > 1]
+    gains = [
+        gain
+        for stack in together
+        if (gain := groups[of[stack[0].id]].gain_of(len(stack))) is not None
+    ]
+    alone: dict[str, Counter[str]] = {}
+    for stack in made:
+        if len(stack) == 1:
+            counts = alone.setdefault(reasons[of[stack[0].id]], Counter())
+            counts[stack[0].method] += 1
+    separately = "; separately: " + ", ".join(
+        f"{plural(counts.total(), 'run')} of {', '.join(sorted(counts))} ({reason})"
+        for reason, counts in alone.items()
+    )
+    if not together:
+        return f"Stacked: none{separately}."
+    runs = plural(sum(map(len, together)), "run")
+    largest = max(map(len, together))
+    return (
+        f"Stacked: {runs} in {plural(len(together), 'stack')} of up to {largest}"
+        f"{_gained(gains)}{separately if alone else ''}."
+    )
+
+
+def _gained(gains: Sequence[float]) -> str:
+    if not gains:
+        return ""
+    low, high = f"{min(gains):.2g}x", f"{max(gains):.2g}x"
+    return f" ({low if low == high else f'{low} to {high}'} by a probe)"
