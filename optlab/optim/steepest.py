@@ -177,6 +177,7 @@ class SteepestDescent(torch.optim.Optimizer):
             for group in solos[0].param_groups
         ]
         whole = cls(groups, float(solos[0].lr()), **options[0])
+        whole.sharing = solos[0].sharing
         for name, option in Merged(parameters[0].device)(options).items():
             setattr(whole, name, option)
         whole._gather(solos)
@@ -436,8 +437,7 @@ def _split(m: Tensor, pieces: int) -> Sequence[Tensor]:
 
 def _polar_cost(m: Tensor) -> float:
     """Of iterating a stack: multiplications, up to a factor."""
-    short, long = sorted(m.shape[-2:])
-    return len(m) * short**2 * long
+    return m.numel() * min(m.shape[-2:])
 
 
 def _accumulate(m: list[Tensor], g: list[Tensor], past: Hyper, new: Hyper) -> None:
