@@ -95,16 +95,24 @@ class Flat:
 
     def _give_state(self, solo: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         """What is of the row's entries as views in the parameters' shapes, the rest as copies."""
-        on_device = any(solo.param_groups[0].get(name) for name in ("fused", "capturable"))
+        parameters = own_parameters(solo)
+        counts_there = any(solo.param_groups[0].get(name) for name in ("fused", "capturable"))
+        device = parameters[0].device if counts_there else torch.device("cpu")
         entries = {
-            k: value.split(self._sizes) for k, value in state.items() if _is_of_entries(k, value)
+            name: value.split(self._sizes)
+            for name, value in state.items()
+            if _is_of_entries(name, value)
         }
-        for index, x in enumerate(own_parameters(solo)):
+        # once to the CPU: a GPU is waited for
+        numbers = {
+            name: _number(value, device) for name, value in state.items() if name not in entries
+        }
+        for index, x in enumerate(parameters):
             solo.state[x] = {
                 name: entries[name][index].view(x.shape)
                 if name in entries
-                else _number(value, x.device if on_device else torch.device("cpu"))
-                for name, value in state.items()
+                else _number(numbers[name], device)
+                for name in state
             }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +61,7 @@ def snapshots(replicas: Replicas) -> list[Snapshot]:
     ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def alone(method: str) -> tuple[list[Snapshot], list[Snapshot]]:
     """Separate optimizers midway and after all steps."""
     replicas = Replicas(varied(method, MOST))
