@@ -47,8 +47,10 @@ NOT_RETURNED = (*OWN, "lr", "fused")  # the caller's, and ours
 class Flat:
     """One optimizer of the library on the replicas' rows.
 
-    Needs a gradient for every parameter. The first step in which one has none ends it: from then on
-    the replicas' own optimizers step.
+    Gradients are gathered into rows and the weights of the rows copied to the stacks, so that those
+    may lie in memory as models like it: nobody else may change weights between steps. It needs a
+    gradient for every parameter. The first step in which one has none ends it: from then on the
+    replicas' own optimizers step.
     """
 
     def __init__(
