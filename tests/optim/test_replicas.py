@@ -66,7 +66,7 @@ OPTIONS: dict[str, Callable[[float], dict[str, Any]]] = {
     "nested": lambda f: {**REGULARIZED, "product": DEEP, "step_size": Momo(0.1 * f)},
     "decay by lr": lambda f: {"step_size": Momo(0.1 * f), "decay_by": "lr", "lr": 0.5},
     "decay by step": lambda f: {"step_size": Momo(0.1 * f), "decay_by": "step", "lr": 0.5},
-    "moonlight after the norm": lambda f: {"step_shape": "moonlight"},
+    "bernstein after the norm": lambda f: {"step_shape": "bernstein"},
     "bernstein in the norm": lambda f: {
         "norms": Assignment(Spectral(scale=f, shape="bernstein", polar=SVD()), L2(scale=f))
     },

@@ -42,11 +42,16 @@ class Mixed(nn.Module):
 class Replicas:
     """Models with their optimizers, each on its own until ``stack`` is called."""
 
-    def __init__(self, makes: Sequence[Make], dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self,
+        makes: Sequence[Make],
+        dtype: torch.dtype = torch.float64,
+        device: str = "cpu",
+    ) -> None:
         self.optimizers = []
         for k, make in enumerate(makes):
             torch.manual_seed(k)
-            self.optimizers.append(make(param_groups(Mixed().to(dtype))))
+            self.optimizers.append(make(param_groups(Mixed().to(device, dtype))))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
@@ -81,7 +86,7 @@ class Replicas:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * RATES[t]
         losses = [
-            torch.tensor((loss or loss_at)(k, t), dtype=self.own[k][0].dtype)
+            torch.tensor((loss or loss_at)(k, t), dtype=torch.float64).to(self.own[k][0])
             for k in range(len(self.own))
         ]
         g = [(gradients or gradients_at)(own, k, t) for k, own in enumerate(self.own)]
@@ -114,7 +119,7 @@ def gradients_at(parameters: list[Tensor], k: int, t: int) -> list[Tensor | None
         g = torch.randn(x.shape, generator=generator, dtype=torch.float64)
         if t == RANK_ONE and g.dim() == 2:
             g = g[:, :1] * g[:1]
-        found.append((factor * g).to(x.dtype))
+        found.append((factor * g).to(x))
     return found
 
 

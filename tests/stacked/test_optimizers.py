@@ -8,7 +8,7 @@ times the others.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,22 +69,33 @@ def alone(method: str) -> tuple[list[Snapshot], list[Snapshot]]:
 
 
 def assert_same(found: Replicas, expected: Sequence[Snapshot], rtol: float = 1e-9) -> None:
-    for one, other in zip(snapshots(found), expected, strict=True):
-        assert_same_tree(one._asdict(), other._asdict(), rtol)
+    ours, theirs = (
+        [list(leaves(of_one)) for of_one in many] for many in (snapshots(found), expected)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert [described(leaf) for leaf in one] == [described(leaf) for leaf in other]
+        torch.testing.assert_close(joined(one), joined(other), rtol=rtol, atol=min(rtol, 1e-11))
 
 
-def assert_same_tree(found: Any, expected: Any, rtol: float) -> None:
-    if isinstance(expected, dict):
-        assert set(found) == set(expected)
-        for key in expected:
-            assert_same_tree(found[key], expected[key], rtol)
-    elif isinstance(expected, list | tuple):
-        for one, other in zip(found, expected, strict=True):
-            assert_same_tree(one, other, rtol)
-    elif isinstance(expected, Tensor):
-        torch.testing.assert_close(found, expected, rtol=rtol, atol=min(rtol, 1e-11))
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """All values in a snapshot, with their places."""
+    if isinstance(node, dict):
+        for key in sorted(node, key=str):
+            yield from leaves(node[key], f"{path}.{key}")
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from leaves(value, f"{path}.{index}")
     else:
-        assert found == expected
+        yield path, node
+
+
+def described(leaf: tuple[str, Any]) -> tuple[object, ...]:
+    path, value = leaf
+    return (path, value.shape, value.dtype) if isinstance(value, Tensor) else (path, value)
+
+
+def joined(of_one: Sequence[tuple[str, Any]]) -> Tensor:
+    return torch.cat([x.double().reshape(-1) for _, x in of_one if isinstance(x, Tensor)])
 
 
 @pytest.mark.parametrize("count", [1, 3, MOST])
@@ -307,3 +318,27 @@ def test_the_callers_learning_rate_survives_publishing() -> None:
         replicas.publish()
 
         assert {group["lr"] for group in replicas.optimizers[1].param_groups} == {0.125}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", ["adamw", "adagrad", "muon_torch", "muonmax_momo", "nadam"])
+def test_on_a_gpu_too(method: str) -> None:
+    makes = varied(method, 3)
+    separate = Replicas(makes, device="cuda").steps(range(10))
+    together = Replicas(makes, device="cuda").stack().steps(range(5)).publish().steps(range(5, 10))
+
+    for k in range(3):
+        torch.testing.assert_close(together.weights(k), separate.weights(k), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", ["adamw", "muonmax_momo", "scion_momo"])
+def test_a_stacked_step_lets_a_gpu_run_ahead(method: str) -> None:
+    replicas = Replicas(varied(method, 3), device="cuda").stack().steps([0])
+    assert replicas.stepper is not None
+    losses = torch.ones(3, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        replicas.stepper.step(losses)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
