@@ -106,7 +106,7 @@ class SteepestDescent(torch.optim.Optimizer):
         self.sharing: Sharing | None = None  # of polar factors, among processes that step alike
         super().__init__(params, {"lr": lr})
         self.replicas: tuple[int, ...] = self.param_groups[0].get("replicas", ())
-        self._dot = torch.linalg.vecdot if self.replicas else torch.dot  # of the last axis
+        self._dot = torch.linalg.vecdot if self.replicas else torch.dot  # without a temporary
         self._layers = self._assigned()
         self._last: tuple[list[str], Tensor] = ([], torch.empty(0))  # for ``dual_norms_by_role``
         self._check_momentum_form()
@@ -177,6 +177,7 @@ class SteepestDescent(torch.optim.Optimizer):
             for group in solos[0].param_groups
         ]
         whole = cls(groups, float(solos[0].lr()), **options[0])
+        whole.sharing = solos[0].sharing
         for name, option in Merged(parameters[0].device)(options).items():
             setattr(whole, name, option)
         whole._gather(solos)
@@ -315,7 +316,7 @@ class SteepestDescent(torch.optim.Optimizer):
         return [tensor.reshape(*self.replicas, -1) for tensor in tensors]
 
     def _dots(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-        """⟨a, b⟩ of each pair, (pairs, *replicas), float64, without a temporary of their size."""
+        """⟨a, b⟩ of each pair, (pairs, *replicas), float64."""
         return torch.stack(list(map(self._dot, a, b))).double()
 
     def _decay(self, layers: Sequence[Ready], step: Hyper) -> None:
@@ -436,8 +437,7 @@ def _split(m: Tensor, pieces: int) -> Sequence[Tensor]:
 
 def _polar_cost(m: Tensor) -> float:
     """Of iterating a stack: multiplications, up to a factor."""
-    short, long = sorted(m.shape[-2:])
-    return len(m) * short**2 * long
+    return m.numel() * min(m.shape[-2:])
 
 
 def _accumulate(m: list[Tensor], g: list[Tensor], past: Hyper, new: Hyper) -> None:
