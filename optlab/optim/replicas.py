@@ -75,7 +75,7 @@ class Merged:
         merged = copy.copy(first)
         for field in fields(first):
             of_all = [getattr(other, field.name) for other in replicas]
-            if field.name == "polar":  # its numbers are not of a replica, but of its programme
+            if field.name == "polar":  # one iteration serves all replicas
                 self._check_alike(of_all)
             # not by its constructor, which checks numbers: each replica's has
             object.__setattr__(merged, field.name, self(of_all))
