@@ -367,9 +367,12 @@ class TestLrSensitivity:
         with mpl.rc_context(RC):
             figure, _ = lr_sensitivity.draw(study(runs))
             figure.draw_without_rendering()
+            titles = [box for text, box in words_of(figure) if words[:20] in text]
 
-        assert len(figure.axes) == 20
+        assert len(titles) == len(figure.axes) == 20
         assert overlaps(figure) == []
+        boxes = itertools.product(titles, figure.axes)
+        assert not [axes for title, axes in boxes if title.overlaps(axes.bbox)]
 
     def test_too_many_lines_are_a_sentence_that_says_what_to_do(self, table):
         runs = many(table, ["scion"], "one run", [f"a={i}" for i in range(61)])
