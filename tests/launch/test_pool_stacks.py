@@ -178,7 +178,7 @@ def test_a_probe_that_kills_its_worker_is_tried_with_half_as_many(store: RunStor
 def test_auto_trains_every_run_once_and_says_what_it_picked(
     store: RunStore, tmp_path: Path
 ) -> None:
-    sweep, said = ad_hoc(shrunk("optimizer=adamw,adam", "seed=0,1,2")), []
+    sweep, said = ad_hoc(shrunk("optimizer=adamw,adam", "seed=0,1,2", "train.steps=200")), []
     report = launch_local(sweep, store, said.append, workers=1, dry_run=False, stack="auto")
     here = RunStore(tmp_path / "here")
     launch_here(sweep, here, lambda line: None, dry_run=False)
