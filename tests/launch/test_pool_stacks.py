@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from optlab.config import Run
+from optlab.distributed import ONE
+from optlab.launch import worker
 from optlab.launch.here import launch_here
 from optlab.launch.launch import Report
 from optlab.launch.local import launch_local
 from optlab.launch.pool import Pool
 from optlab.launch.worker import Ended, Step
+from optlab.stop import StopFlag
 from optlab.store import RunStore
 from optlab.sweep import ad_hoc
 from support import shrunk
@@ -55,8 +58,8 @@ class Watch:
 
 def kill(number: int = signal.SIGKILL) -> None:
     """Send the worker a signal; what it has sent before still arrives."""
-    for worker in multiprocessing.active_children():
-        os.kill(worker.pid or 0, number)
+    for process in multiprocessing.active_children():
+        os.kill(process.pid or 0, number)
 
 
 def train(store: RunStore, watch: Watch) -> Report:
@@ -153,6 +156,23 @@ def test_a_worker_told_to_stop_saves_its_runs_and_gives_back_those_not_begun(
     states = Counter(store.status(run.id) for run in ad_hoc(SWEEP).runs)
     assert states == report.counts and set(states) <= {"preempted", "finished"}
     assert store.status(told[0]) == "preempted" and report.ok and not watch.said
+
+
+def test_a_stopped_worker_does_not_tell_of_runs_of_a_stack_that_it_has_not_begun(
+    store: RunStore,
+) -> None:
+    """So that the pool takes them back."""
+    sweep, stop = ad_hoc(shrunk("seed=0,1")), StopFlag()
+    stop.is_set = True
+    ours, theirs = multiprocessing.Pipe()
+    for run in sweep.runs:
+        store.freeze(run)
+    ids = tuple(run.id for run in sweep.runs)
+    worker._train(ids, theirs, store, sweep.settings, stop, ONE)
+
+    assert not ours.poll()
+    worker._train(ids[:1], theirs, store, sweep.settings, stop, ONE)
+    assert ours.recv() == Ended(ids[0], "preempted", "stopped before it began", False)
 
 
 def test_a_probe_that_kills_its_worker_is_tried_with_half_as_many(store: RunStore) -> None:
