@@ -38,12 +38,12 @@ def vector(values: Sequence[float], device: torch.device) -> Hyper:
 class Merged:
     """Makes the replicas' hyperparameters those of all, in dataclasses, sequences and mappings.
 
-    Equal numbers give the same tensor, so that norms which are equal in every replica stay equal.
+    Dataclasses that are equal in every replica become one object: tensors have no equality.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._known: dict[tuple[float, ...], Hyper] = {}
+        self._known: list[tuple[Sequence[Any], Any]] = []
 
     def __call__(self, replicas: Sequence[Any]) -> Any:
         """Raises ValueError where they differ in anything but numbers."""
@@ -61,7 +61,7 @@ class Merged:
             self._check_alike([len(other) for other in replicas])
             return [self(of_all) for of_all in zip(*replicas, strict=True)]
         if _numbers(replicas) and any(isinstance(other, float) for other in replicas):
-            return self._number(tuple(map(float, replicas)))
+            return vector(list(map(float, replicas)), self._device)
         self._check_alike(replicas)
         return first
 
@@ -69,19 +69,18 @@ class Merged:
         first = replicas[0]
         if all(other == first for other in replicas):
             return first
+        for known, merged in self._known:
+            if known == replicas:
+                return merged
         merged = copy.copy(first)
         for field in fields(first):
             of_all = [getattr(other, field.name) for other in replicas]
-            if field.name == "polar":  # its numbers are not of a replica, but of its programme
+            if field.name == "polar":  # one iteration serves all replicas
                 self._check_alike(of_all)
             # not by its constructor, which checks numbers: each replica's has
             object.__setattr__(merged, field.name, self(of_all))
+        self._known.append((replicas, merged))
         return merged
-
-    def _number(self, values: tuple[float, ...]) -> Hyper:
-        if values not in self._known:
-            self._known[values] = vector(values, self._device)
-        return self._known[values]
 
     def _check_alike(self, values: Sequence[object]) -> None:
         if any(other != values[0] for other in values):
@@ -100,7 +99,7 @@ def stacked_state(states: Sequence[Mapping[str, Any]], device: torch.device) -> 
         tensors = [value.to(device) for value in values if isinstance(value, Tensor)]
         if len(tensors) == len(values):
             found[name] = torch.stack(tensors)
-        elif all(value == values[0] for value in values):
+        elif not tensors and all(value == values[0] for value in values):
             found[name] = values[0]
         else:
             raise ValueError(f"Replicas differ in the state '{name}': they are not of one age.")

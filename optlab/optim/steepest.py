@@ -30,6 +30,7 @@ from .stepsize import LinearModel, Step, StepSize
 Kind = Literal["constrained", "regularized"]
 NuclearNorm = Literal["polar", "stale", "frobenius"]
 POWER = {"constrained": 1, "regularized": 2}
+_ALIGNMENT = 64  # bytes; of all memory that torch allocates, but not of all views
 OPTIONS = (
     "momentum",
     "weight_decay",
@@ -106,7 +107,6 @@ class SteepestDescent(torch.optim.Optimizer):
         self.sharing: Sharing | None = None  # of polar factors, among processes that step alike
         super().__init__(params, {"lr": lr})
         self.replicas: tuple[int, ...] = self.param_groups[0].get("replicas", ())
-        self._dot = torch.linalg.vecdot if self.replicas else torch.dot  # of the last axis
         self._layers = self._assigned()
         self._last: tuple[list[str], Tensor] = ([], torch.empty(0))  # for ``dual_norms_by_role``
         self._check_momentum_form()
@@ -132,10 +132,10 @@ class SteepestDescent(torch.optim.Optimizer):
             d.extend(self._dual_norms(these, m, z_these))
         dual_norms = torch.cat(d).double()
         if self.replicas:
-            dual_norms = dual_norms.mT
+            dual_norms = dual_norms.mT.contiguous()
         roles = [these.layers.role for these in layers for _ in these.g]
         s = self.product.dualize(dual_norms, roles)
-        dual_norm = self._dot(dual_norms, s)
+        dual_norm = _dot(dual_norms, s)
         model = LinearModel(value, dual_norm, self.param_groups[0].get("lower_bound"))
         chosen = self.step_size(lr, model, power)
         tau = chosen.tau
@@ -177,6 +177,7 @@ class SteepestDescent(torch.optim.Optimizer):
             for group in solos[0].param_groups
         ]
         whole = cls(groups, float(solos[0].lr()), **options[0])
+        whole.sharing = solos[0].sharing
         for name, option in Merged(parameters[0].device)(options).items():
             setattr(whole, name, option)
         whole._gather(solos)
@@ -308,15 +309,15 @@ class SteepestDescent(torch.optim.Optimizer):
             if these.age > 0:
                 m = self._flat([state["m"] for state in these.states])
                 m_x[-1] += past * self._dots(m, x)
-        return torch.cat(m_x).sum(0), torch.cat(g_x).sum(0)
+        return _total(m_x), _total(g_x)
 
     def _flat(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """As vectors, (*replicas, N)."""
         return [tensor.reshape(*self.replicas, -1) for tensor in tensors]
 
     def _dots(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-        """⟨a, b⟩ of each pair, (pairs, *replicas), float64, without a temporary of their size."""
-        return torch.stack(list(map(self._dot, a, b))).double()
+        """⟨a, b⟩ of each pair, (pairs, *replicas), float64."""
+        return torch.stack(list(map(_dot, a, b))).double()
 
     def _decay(self, layers: Sequence[Ready], step: Hyper) -> None:
         if not isinstance(self.weight_decay, Tensor) and self.weight_decay == 0:
@@ -436,8 +437,7 @@ def _split(m: Tensor, pieces: int) -> Sequence[Tensor]:
 
 def _polar_cost(m: Tensor) -> float:
     """Of iterating a stack: multiplications, up to a factor."""
-    short, long = sorted(m.shape[-2:])
-    return len(m) * short**2 * long
+    return m.numel() * min(m.shape[-2:])
 
 
 def _accumulate(m: list[Tensor], g: list[Tensor], past: Hyper, new: Hyper) -> None:
@@ -460,6 +460,28 @@ def _add_squares(v: list[Tensor], g: list[Tensor], new: Hyper) -> None:
             v_.add_(g_ * _along(new, v_) * g_)
     else:
         torch._foreach_addcmul_(v, g, g, value=new)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩ over the last axis, without a temporary of its size.
+
+    On a CPU the bits depend neither on where the vectors lie in memory nor on the company of other
+    replicas, which take turns: both decide in which order a kernel adds.
+    """
+    if a.dim() == 1:
+        return torch.dot(_aligned(a), _aligned(b))
+    if a.is_cuda:
+        return torch.linalg.vecdot(a, b)
+    return torch.stack(list(map(_dot, a.unbind(), b.unbind())))
+
+
+def _aligned(x: Tensor) -> Tensor:
+    return x if x.data_ptr() % _ALIGNMENT == 0 else x.clone()
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    """The sum over layers of numbers (layers, *replicas); of each replica in the same order."""
+    return torch.cat(list(parts)).movedim(0, -1).contiguous().sum(-1)
 
 
 def _scale(xs: list[Tensor], factor: Hyper) -> None:

@@ -31,7 +31,7 @@ ELEMENTWISE: dict[str, dict[str, object]] = {  # class -> what options must be, 
     "pytorch_optimizer.optimizer.adabelief.AdaBelief": {"adanorm": False},  # norms of gradients
     "pytorch_optimizer.optimizer.adabound.AdaBound": {},
 }
-FUSED = (  # several times faster, and equal to rounding
+FUSED = (  # on a GPU: several times faster, and equal to rounding
     "torch.optim.adagrad.Adagrad",
     "torch.optim.adam.Adam",
     "torch.optim.adamw.AdamW",
@@ -47,8 +47,10 @@ NOT_RETURNED = (*OWN, "lr", "fused")  # the caller's, and ours
 class Flat:
     """One optimizer of the library on the replicas' rows.
 
-    Needs a gradient for every parameter. The first step in which one has none ends it: from then on
-    the replicas' own optimizers step.
+    Gradients are gathered into rows and the weights of the rows copied to the stacks, so that those
+    may lie in memory as models like it: nobody else may change weights between steps. It needs a
+    gradient for every parameter. The first step in which one has none ends it: from then on the
+    replicas' own optimizers step.
     """
 
     def __init__(
@@ -95,16 +97,24 @@ class Flat:
 
     def _give_state(self, solo: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         """What is of the row's entries as views in the parameters' shapes, the rest as copies."""
-        on_device = any(solo.param_groups[0].get(name) for name in ("fused", "capturable"))
+        parameters = own_parameters(solo)
+        counts_there = any(solo.param_groups[0].get(name) for name in ("fused", "capturable"))
+        device = parameters[0].device if counts_there else torch.device("cpu")
         entries = {
-            k: value.split(self._sizes) for k, value in state.items() if _is_of_entries(k, value)
+            name: value.split(self._sizes)
+            for name, value in state.items()
+            if _is_of_entries(name, value)
         }
-        for index, x in enumerate(own_parameters(solo)):
+        # once to the CPU: a GPU is waited for
+        numbers = {
+            name: _number(value, device) for name, value in state.items() if name not in entries
+        }
+        for index, x in enumerate(parameters):
             solo.state[x] = {
                 name: entries[name][index].view(x.shape)
                 if name in entries
-                else _number(value, x.device if on_device else torch.device("cpu"))
-                for name, value in state.items()
+                else _number(numbers[name], device)
+                for name in state
             }
 
 
@@ -162,7 +172,7 @@ def _may_fuse(solo: torch.optim.Optimizer, row: Tensor) -> bool:
         free
         and not group.get("differentiable")
         and _name(solo) in FUSED
-        and row.device.type in ("cpu", "cuda")
+        and row.is_cuda  # a CPU's kernel would not give the bits of a run alone
     )
 
 

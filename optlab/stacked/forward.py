@@ -100,9 +100,13 @@ class StackedModel:
 def each(function: Function, outputs: Tensor, targets: Tensor, *, shared: bool = False) -> Tensor:
     """``function`` of each replica's outputs (K, B, ...) and targets, (K, B, ...) or shared; (K,).
 
-    With ``shared`` the targets, (B, ...), are those of all.
+    With ``shared`` the targets, (B, ...), are those of all. On a CPU the replicas take turns, which
+    gives the bits of runs alone, for about as much; a GPU would wait for the launch of K kernels.
     """
-    return vmap(function, in_dims=(0, None if shared else 0))(outputs, targets)
+    if outputs.is_cuda:
+        return vmap(function, in_dims=(0, None if shared else 0))(outputs, targets)
+    of_each = [targets] * len(outputs) if shared else targets.unbind()
+    return torch.stack(list(map(function, outputs.unbind(), of_each)))
 
 
 def _stacked(of_models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -159,13 +163,35 @@ class _Linear(nn.Module):
         self._count, self._of_all = count, (weight, bias)  # a tuple: not parameters of this module
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self._of_all
         of_each = x.reshape(self._count, -1, x.shape[-1])
-        if bias is None:
-            y = torch.bmm(of_each, weight.mT)
-        else:
-            y = torch.baddbmm(bias.unsqueeze(1), of_each, weight.mT)
+        y: Tensor = _Affine.apply(of_each, *self._of_all)  # type: ignore[assignment]
         return y.view(*x.shape[:-1], -1)
+
+
+class _Affine(torch.autograd.Function):
+    """x Wᵀ + b of each replica: x (K, N, in), W (K, out, in), b (K, out) or None.
+
+    Its gradient is written out so that each product is the one that ``F.linear`` computes, and
+    gives its bits; autograd's own transposes the one for W.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        if bias is None:
+            return torch.bmm(x, weight.mT)
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            torch.bmm(g, weight) if needs_x else None,
+            torch.bmm(g.mT, x) if needs_weight else None,
+            g.sum(1) if needs_bias else None,
+        )
 
 
 class _Attention(TorchFunctionMode):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from optlab.optim import SteepestDescent
 from optlab.optim.norms import L2, Ada2, AdaInf, Linf, Norm, Spectral
@@ -91,6 +92,22 @@ def everywhere(norm: Norm) -> Assignment:
 
 def weights(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+class Synchronizations(TorchDispatchMode):
+    """Counts what makes the host wait for a device."""
+
+    OPERATIONS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in self.OPERATIONS:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
 
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from optim.problems import (
     EXACT,
     METHODS,
+    Synchronizations,
     batch,
     descend,
     everywhere,
@@ -357,22 +357,6 @@ def test_one_polar_factor_a_matrix_and_step() -> None:
     )
     # one call a shape, same-shape matrices stacked: (layers, blocks, rows, columns)
     assert calls == {(2, 1, 8, 8): 3, (1, 1, 4, 8): 3, (1, 1, 8, 18): 3}
-
-
-class Synchronizations(TorchDispatchMode):
-    """Counts what makes the host wait for a device."""
-
-    OPERATIONS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name in self.OPERATIONS:
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 def test_the_counter_of_synchronizations_counts() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from optlab.config import compose_run
@@ -90,3 +91,31 @@ def test_every_model_computes_what_it_computes_alone(tmp_path: Path, form: str) 
 
     assert told.lines == []
     assert_same(runs, ours, theirs, WITHIN)
+
+
+def _products_do_not_depend_on_their_company(width: int, batch: int) -> bool:
+    """Whether matrix products of replicas are the bits of single ones, on this machine."""
+    x, w, g = (torch.randn(5, *shape) for shape in ((batch, 64), (width, 64), (batch, width)))
+    together = torch.bmm(x, w.mT), torch.bmm(g, w), torch.bmm(g.mT, x)
+    apart = [(x[k] @ w[k].T, g[k] @ w[k], g[k].T @ x[k]) for k in range(5)]
+    return all(torch.equal(of[k], apart[k][i]) for i, of in enumerate(together) for k in range(5))
+
+
+@pytest.mark.parametrize("method", ["sgd_momentum", "adamw", "polargrad", "muonmax_momo"])
+def test_on_a_cpu_a_perceptron_takes_the_very_bits_also_where_it_diverges(
+    tmp_path: Path, method: str
+) -> None:
+    """At large learning rates rounding is amplified to differences that one can see."""
+    if not _products_do_not_depend_on_their_company(width=24, batch=16):
+        pytest.skip("batched matrix products of this machine round otherwise than single ones")
+    each = [[f"optimizer.lr={lr}", f"seed={k % 2}"] for k, lr in enumerate((0.01, 0.1, 1.0, 100.0))]
+    runs = tinies(
+        f"optimizer={method}", "model.width=24", "model.depth=2", "train.steps=100",
+        "train.eval_every=10", each=each,
+    )  # fmt: skip
+    ours, theirs = frozen(tmp_path / "a", runs), frozen(tmp_path / "b", runs)
+    told = together(runs, ours)
+    alone(runs, theirs)
+
+    assert told.lines == []
+    assert_same(runs, ours, theirs, 0.0)
