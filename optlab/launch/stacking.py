@@ -22,6 +22,8 @@ AUTO = "auto"
 _ALONE = "the only one of its kind"
 _SPREAD = "as many workers as runs"
 _UNWORTHY = "no gain"
+_BRIEF = "too short for a probe"
+_PROBE = 500  # steps of runs that take about as long as a probe
 
 
 def check_stack(value: Any) -> int | str:
@@ -93,9 +95,10 @@ def arrange(
         chosen = _probed(kinds, pool, workers, say, stop)
     else:
         chosen = [_stated(each, int(stack)) for each in kinds]
-    seconds = _seconds(kinds, store)
+    # One worker, or one kind: what comes first does not matter.
+    seconds = _seconds(kinds, store) if min(workers, len(kinds)) > 1 else {}
     groups = [
-        Group(each, size, gain, seconds[parts(each[0])])
+        Group(each, size, gain, seconds.get(parts(each[0]), 1.0))
         for each, (size, gain, _) in zip(kinds, chosen, strict=True)
     ]
     made = stacks(groups, workers)
@@ -119,17 +122,26 @@ def _probed(
     say: Say,
     stop: Callable[[], bool],
 ) -> list[_Chosen]:
-    """Ask the workers; kinds of which no worker would get two runs are not probed."""
+    """Ask the workers, but not about kinds that would be done before, or have a worker a run."""
     share = max(1, workers // len(kinds))  # workers for each kind
-    chosen: list[_Chosen] = [(1, None, _ALONE if len(each) == 1 else _SPREAD) for each in kinds]
-    most = {index: math.ceil(len(each) / share) for index, each in enumerate(kinds)}
-    wanted = [index for index in most if most[index] > 1]
+    most = [math.ceil(len(each) / share) for each in kinds]
+    chosen: list[_Chosen] = [(1, None, _unasked(*each)) for each in zip(kinds, most, strict=True)]
+    wanted = [index for index, (*_, reason) in enumerate(chosen) if not reason]
     answers = pool.probe([(tuple(kinds[index]), most[index]) for index in wanted], say, stop)
     for index, answer in zip(wanted, answers, strict=True):
         size = max(1, min(answer.size, len(kinds[index])))
         reason = _SPREAD if size > 1 else answer.reason.rstrip(".") or _UNWORTHY
         chosen[index] = (size, answer.gain, reason)
     return chosen
+
+
+def _unasked(runs: Sequence[Run], most: int) -> str:
+    """Why a kind of which a worker gets ``most`` runs is not probed; '' if it is."""
+    if len(runs) == 1:
+        return _ALONE
+    if most == 1:
+        return _SPREAD
+    return _BRIEF if sum(run.train.steps for run in runs) < _PROBE else ""
 
 
 def _seconds(kinds: Sequence[Sequence[Run]], store: RunStore) -> dict[str, float]:

@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from optlab.config import Run
+from optlab.distributed import ONE
+from optlab.launch import worker
 from optlab.launch.here import launch_here
 from optlab.launch.launch import Report
 from optlab.launch.local import launch_local
 from optlab.launch.pool import Pool
 from optlab.launch.worker import Ended, Step
+from optlab.stop import StopFlag
 from optlab.store import RunStore
 from optlab.sweep import ad_hoc
 from support import shrunk
@@ -55,17 +58,17 @@ class Watch:
 
 def kill(number: int = signal.SIGKILL) -> None:
     """Send the worker a signal; what it has sent before still arrives."""
-    for worker in multiprocessing.active_children():
-        os.kill(worker.pid or 0, number)
+    for process in multiprocessing.active_children():
+        os.kill(process.pid or 0, number)
 
 
-def train(store: RunStore, watch: Watch) -> Report:
-    """Train the sweep as one stack in one worker, each run with a single attempt."""
+def train(store: RunStore, watch: Watch, size: int = 4) -> Report:
+    """Train the sweep in stacks of ``size`` in one worker, each run with a single attempt."""
     sweep = ad_hoc(SWEEP)
     for run in sweep.runs:
         store.freeze(run)
     with Pool(1, store, sweep.settings, attempts=1, stop_within=60) as pool:
-        return pool.train_stacks([sweep.runs], watch)
+        return pool.train_stacks([sweep.runs[i : i + size] for i in range(0, 4, size)], watch)
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +125,13 @@ def test_a_stack_stopped_by_ctrl_c_saves_and_goes_on(
 
     watch = Watch(at_look=interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train(store, watch)
+        train(store, watch, size=2)
 
     sweep = ad_hoc(SWEEP)
     states = Counter(store.status(run.id) for run in sweep.runs)
-    assert set(states) <= {"preempted", "missing"} and states["preempted"]
-    waiting = "1 run" if states["missing"] == 1 else f"{states['missing']} runs"
-    assert watch.said[-1] == f"Stopped with {waiting} not started; the same command goes on."
+    assert set(states) == {"preempted", "missing"} and states["missing"] >= 2
+    waiting = states["missing"]
+    assert watch.said[-1] == f"Stopped with {waiting} runs not started; the same command goes on."
     for run in sweep.runs:
         begun = store.status(run.id) == "preempted"
         assert (store.folder(run.id) / "checkpoint.pt").exists() == begun
@@ -155,6 +158,23 @@ def test_a_worker_told_to_stop_saves_its_runs_and_gives_back_those_not_begun(
     assert store.status(told[0]) == "preempted" and report.ok and not watch.said
 
 
+def test_a_stopped_worker_does_not_tell_of_runs_of_a_stack_that_it_has_not_begun(
+    store: RunStore,
+) -> None:
+    """So that the pool takes them back."""
+    sweep, stop = ad_hoc(shrunk("seed=0,1")), StopFlag()
+    stop.is_set = True
+    ours, theirs = multiprocessing.Pipe()
+    for run in sweep.runs:
+        store.freeze(run)
+    ids = tuple(run.id for run in sweep.runs)
+    worker._train(ids, theirs, store, sweep.settings, stop, ONE)
+
+    assert not ours.poll()
+    worker._train(ids[:1], theirs, store, sweep.settings, stop, ONE)
+    assert ours.recv() == Ended(ids[0], "preempted", "stopped before it began", False)
+
+
 def test_a_probe_that_kills_its_worker_is_tried_with_half_as_many(store: RunStore) -> None:
     sweep, said, kills = ad_hoc(SWEEP), [], [signal.SIGKILL]
 
@@ -178,7 +198,7 @@ def test_a_probe_that_kills_its_worker_is_tried_with_half_as_many(store: RunStor
 def test_auto_trains_every_run_once_and_says_what_it_picked(
     store: RunStore, tmp_path: Path
 ) -> None:
-    sweep, said = ad_hoc(shrunk("optimizer=adamw,adam", "seed=0,1,2")), []
+    sweep, said = ad_hoc(shrunk("optimizer=adamw,adam", "seed=0,1,2", "train.steps=200")), []
     report = launch_local(sweep, store, said.append, workers=1, dry_run=False, stack="auto")
     here = RunStore(tmp_path / "here")
     launch_here(sweep, here, lambda line: None, dry_run=False)

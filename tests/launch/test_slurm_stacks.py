@@ -70,8 +70,9 @@ def _begun(sweep: Sweep, store: RunStore) -> bool:
 
 
 @pytest.fixture(scope="module")
-def curves(cluster) -> Any:
-    """Two curves and a single run, in jobs that hold a stack of at most three."""
+def curves(cluster, scenes) -> Any:
+    """Two curves in jobs that hold a stack of at most three; submitted after the long runs."""
+    del scenes
     sweep = cluster.sweep("optimizer=adamw,adam", "seed=range(0,4)")
     store = cluster.store("curves")
     cluster.submit(sweep, store, stack=3)
@@ -132,7 +133,8 @@ def test_a_requeued_stack_does_every_run_once_and_gives_what_an_undisturbed_one_
 
 
 def test_auto_stacks_what_a_job_holds(cluster) -> None:
-    sweep, store = cluster.sweep("optimizer=adamw", "seed=range(0,3)"), cluster.store("auto")
+    sweep = cluster.sweep("optimizer=adamw", "seed=range(0,3)", "train.steps=200")
+    store = cluster.store("auto")
     cluster.submit(sweep, store, stack="auto", runs_per_job=3)
     cluster.done(store, sweep)
 

@@ -183,8 +183,9 @@ def arranged(
     return said, [len(part) for part in made], pool.asked
 
 
-CURVES = ("optimizer=adamw seed=range(0,12)", "optimizer=adam seed=range(0,12)",
-          "optimizer=muon_torch seed=0,1,2", "optimizer=lion seed=0")  # fmt: skip
+LONG = "train.steps=300"
+CURVES = (f"optimizer=adamw seed=range(0,12) {LONG}", f"optimizer=adam seed=range(0,12) {LONG}",
+          f"optimizer=muon_torch seed=0,1,2 {LONG}", f"optimizer=lion seed=0 {LONG}")  # fmt: skip
 
 
 def test_auto_says_what_the_probe_has_picked_and_what_trains_separately(store: RunStore) -> None:
@@ -208,17 +209,24 @@ def test_a_number_needs_no_probe(store: RunStore) -> None:
 
 
 def test_one_curve_is_probed_for_the_share_of_a_worker(store: RunStore) -> None:
-    _, sizes, asked = arranged(store, "auto", 2, [Probed(14, 5.0, "")], "seed=range(0,27)")
+    _, sizes, asked = arranged(store, "auto", 2, [Probed(14, 5.0, "")], f"seed=range(0,27) {LONG}")
 
     assert [most for _, most in asked] == [14]
     assert sizes == [14, 13]
 
 
 def test_where_every_run_has_a_worker_nothing_is_probed(store: RunStore) -> None:
-    said, sizes, asked = arranged(store, "auto", 4, [], "seed=0,1,2")
+    said, sizes, asked = arranged(store, "auto", 4, [], f"seed=0,1,2 {LONG}")
 
     assert asked == [] and sizes == [1, 1, 1]
     assert said == ["Stacked: none; separately: 3 runs of muonmax_momo (as many workers as runs)."]
+
+
+def test_what_is_done_before_a_probe_would_be_is_not_probed(store: RunStore) -> None:
+    said, sizes, asked = arranged(store, "auto", 1, [], "seed=range(0,9)")
+
+    assert asked == [] and sizes == [1] * 9
+    assert said == ["Stacked: none; separately: 9 runs of muonmax_momo (too short for a probe)."]
 
 
 def test_single_runs_are_no_news(store: RunStore) -> None:
