@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
         if args.export and (args.csv or args.from_wandb):
             raise ConfigError("--export FILE writes the runs of a sweep in the store: name one.")
         source = _of_table if args.csv else _of_wandb if args.from_wandb else _of_sweep
-        print(source(args))
+        print(source(args), flush=True)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader, such as head, has seen enough; the files are written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from dataclasses import replace
@@ -206,6 +207,19 @@ def test_the_command_prints_the_analysis_and_ends_with_0(tmp_path, monkeypatch, 
     assert main(["optimizer=adamw,scion", "--out", str(out)]) == 0
     assert asked == [["sweeps=demo", "seed=0,1", "model.width=8"], ["optimizer=adamw,scion"]]
     assert capsys.readouterr().out.endswith(f"{out}/lr_sensitivity.png\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error_and_has_all_files(tmp_path, monkeypatch):
+    sweep = sweep_of(tmp_path)
+    finish(RunStore(tmp_path / "runs"), sweep, [0.5, 0.3])
+    monkeypatch.setattr("optlab.sweep.from_arguments", lambda words: sweep)
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    with os.fdopen(writer, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert main(["demo", "--out", str(tmp_path / "x")]) == 0
+    assert (tmp_path / "x" / "robustness.md").is_file()
 
 
 def test_the_command_draws_the_loss_curves_of_the_learning_rates_that_it_is_told(
