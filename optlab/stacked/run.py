@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -49,14 +50,20 @@ def run_stack(
 class _Member:
     """One run of a stack: its lease, its attempt, and what an error of its own does to it."""
 
-    attempt: Attempt
     replica: Replica
 
     def __init__(self, run_id: str, crew: _Crew) -> None:
         self.run_id, self._crew = run_id, crew
         self._held = ExitStack()
         self._lease: Lease | None = None
+        self._attempt: Attempt | None = None
         self.over = False
+
+    @property
+    def attempt(self) -> Attempt:
+        """Of a run that has begun."""
+        assert self._attempt is not None
+        return self._attempt
 
     def begin(self, device: torch.device, load: Callable[[Run], Data]) -> None:
         """Take the lease and build the parts, or end at once."""
@@ -75,7 +82,7 @@ class _Member:
             return
         store.begin(self.run_id)
         run = store.load(self.run_id)
-        self.attempt = Attempt(run, store, settings, self._lease, data=load(run))
+        self._attempt = Attempt(run, store, settings, self._lease, data=load(run))
         self.attempt.begin(device)
         parts, progress = self.attempt.parts, self.attempt.progress
         self.replica = Replica(run.train, parts, progress, self.attempt.gauge, random_states())
@@ -122,7 +129,8 @@ class _Member:
 
     def _buried(self, error: Exception) -> Outcome:
         if self._lease is None:  # its folder cannot be used
-            return Outcome("failed", f"{type(error).__name__}: {error}")
+            full = getattr(error, "errno", None) == errno.ENOSPC
+            return Outcome("failed", f"{type(error).__name__}: {error}", full)
         try:
             crew = self._crew
             return buried(self.run_id, crew.store, self._lease, error, crew.stop)
@@ -130,8 +138,8 @@ class _Member:
             return Outcome("busy", str(busy))
 
     def _give_up(self, error: BaseException) -> None:
-        if hasattr(self, "attempt"):
-            self.attempt.abandon(error)
+        if self._attempt is not None:
+            self._attempt.abandon(error)
 
     def release(self, error: BaseException) -> None:
         """Let go of a run that is not over, for another attempt."""
