@@ -56,6 +56,8 @@ def _drawn(study: Study, name: str, draw: figures.Draw, proven: str) -> Drawn:
             figure, table = draw(study)
         except CannotDraw as reason:
             return Drawn(name, why_not=f"{name} is not drawn: {reason}.")
+        # letters are a little wider or narrower in another resolution: measured as the PNG has them
+        figure.set_dpi(mpl.rcParams["savefig.dpi"])
         figure.draw_without_rendering()  # lays out, for the borders of all formats and the notes
         _write_below(figure, proven)
         frame = figure.get_tightbbox().padded(MARGIN)

@@ -17,6 +17,8 @@ from optlab.errors import ConfigError, nearest
 
 from .curves import OUTCOMES, SETTINGS, curve_settings
 from .frames import numbers, rows
+from .stages import COLUMNS as OF_STAGES
+from .stages import Stages, of_columns
 from .tables import plural
 
 REQUIRED = ("method", "lr")  # and the metric, and an initial loss
@@ -46,6 +48,7 @@ NOT_FINITE = ("nan", "inf", "-inf")
 WORDS = (  # also where all are empty, or of digits alone
     *("run", "method", "model", "dataset", "norms", "schedule", "setting", "outcome", "cause"),
     *("certified_by", "weights_fingerprint", "batch_fingerprint"),
+    *OF_STAGES,
 )
 OF_LOSS = ("initial_loss", "chance_loss", "unigram_loss", "at_chance")  # say nothing of a metric
 
@@ -73,6 +76,7 @@ class Tables:
     runs: pd.DataFrame
     records: pd.DataFrame
     notes: tuple[str, ...] = ()
+    stages: Stages | None = None  # of a sweep in two
 
 
 def read(source: Source) -> Tables:
@@ -86,7 +90,7 @@ def read(source: Source) -> Tables:
     raw = _without_copies(raw, source, notes)
     runs = _with_missing(_runs(raw, source, notes), notes)
     records = _records(source, runs, notes)
-    return Tables(runs, records, tuple(notes))
+    return Tables(runs, records, tuple(notes), of_columns(runs))
 
 
 def _csv(path: Path) -> pd.DataFrame:
@@ -223,11 +227,12 @@ def _without_copies(raw: pd.DataFrame, source: Source, notes: list[str]) -> pd.D
             f"{_lines(rows(raw, copies))}."
         )
     raw = rows(raw, ~copies)
-    point = [column for column in ("method", "lr", "seed", *SETTINGS, "setting") if column in raw]
+    names = ("method", "lr", "seed", *SETTINGS, "setting", "second_setting")
+    point = [column for column in names if column in raw]
     point = list(dict.fromkeys([*point, *source.setting]))
     twice = rows(raw, raw.duplicated(point, keep=False))
     if len(twice):
-        words = twice[point].astype(str).agg("/".join, axis=1)
+        words = twice[point].fillna("").astype(str).agg("/".join, axis=1)
         first = rows(twice, words == words.iloc[0])
         results = {source.metric, "run", "outcome", "diverged"}
         differ = [

@@ -13,6 +13,8 @@ from .frames import rows
 from .slices import Slice, slices
 from .tables import lr_text
 
+COLUMNS = ("stage", "second_setting", "second_axes")  # of an exported sweep in two stages
+
 
 @dataclass(frozen=True)
 class Stages:
@@ -21,6 +23,35 @@ class Stages:
     first: Collection[str]  # ids
     second: Mapping[str, str] = field(default_factory=dict)  # id -> its setting, the axes included
     axes: Sequence[str] = ()  # what the second stage varies, as its settings name it
+
+
+def columns(runs: pd.DataFrame, stages: Stages) -> pd.DataFrame:
+    """The runs with what ``of_columns`` reads: the stages of each, and what the second varies."""
+    ids = runs["run"]
+    second = ids.isin(list(stages.second))
+    # what is drawn in no other place is of the first stage: certified points
+    first = ids.isin(list(stages.first)) | ~second
+    return runs.assign(
+        stage=[
+            " ".join(word for word, there in (("first", one), ("second", two)) if there)
+            for one, two in zip(first, second, strict=True)
+        ],
+        second_setting=[stages.second.get(run, "") for run in ids],
+        second_axes=" ".join(stages.axes),
+    )
+
+
+def of_columns(runs: pd.DataFrame) -> Stages | None:
+    """The stages of a table that has the columns of ``columns``; None for any other table."""
+    if not set(COLUMNS) <= set(runs):
+        return None
+    stage, axes = runs["stage"].fillna("first"), runs["second_axes"].dropna()
+    second = rows(runs, stage.str.contains("second"))
+    return Stages(
+        first=set(rows(runs, stage != "second")["run"]),
+        second=dict(zip(second["run"], second["second_setting"].fillna(""), strict=True)),
+        axes=axes.iloc[0].split() if len(axes) else (),
+    )
 
 
 def split(runs: pd.DataFrame, stages: Stages | None) -> tuple[pd.DataFrame, list[Curve]]:

@@ -415,7 +415,8 @@ def _resolved(c: Comparison) -> str:
         least = _number(_rounded_down(low), c.unit)
         return (
             f"{c.a}'s {c.name} is at least {least} {word} than {c.b}'s "
-            f"({_percent(c.level)} confidence, {_evidence(c)}; {_open(c)})."
+            f"({_percent(c.level)} confidence, {_evidence(c)}; "
+            f"{_open(c) or _resampled(c)})."
         )
     return (
         f"{c.a}'s {c.name} is {_number(size, c.unit)} {word} than {c.b}'s "
@@ -437,6 +438,11 @@ def _unresolved(c: Comparison) -> str:
         return f"{head}: {found}; {why}."
     if c.seeds_needed > MOST_SEEDS:
         return f"{head}: {found}; more than {MOST_SEEDS} seeds would be needed."
+    if c.seeds_needed > c.seeds and (c.low > 0 or c.high < 0):
+        return (
+            f"{head}: {found}; {c.seeds} seeds agree exactly, as by chance they do with p = "
+            f"{_plain(2.0 ** (1 - c.seeds))}, and about {c.seeds_needed} would be needed."
+        )
     if c.seeds_needed <= c.seeds:
         return f"{head} among all comparisons made: {found}; more seeds would help."
     return f"{head}: {found}; about {c.seeds_needed} seeds would be needed."

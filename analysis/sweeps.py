@@ -23,7 +23,7 @@ from .export import write
 from .page import Remote
 from .report import analyse
 from .sources import Source, read
-from .stages import Stages
+from .stages import Stages, columns
 from .tables import plural
 
 # what the table of runs says by itself, or what a curve runs over
@@ -63,8 +63,9 @@ def analyse_sweep(
         records, notes = pd.concat([records, beside], ignore_index=True), [*notes, *torn]
     runs, unsure = _as_they_stand(runs.assign(setting=settings(sweep)), store)
     notes = [*notes, *unsure]
+    of_stages = stages(sweep)
     if export is not None:
-        write(export, runs, records)
+        write(export, columns(runs, of_stages) if of_stages else runs, records)
         notes = [*notes, f"The table of its runs is in {export}."]
     return analyse(
         runs,
@@ -80,7 +81,7 @@ def analyse_sweep(
         lr=lr,
         notes=notes,
         extension=_extension(sweep, store),
-        stages=stages(sweep),
+        stages=of_stages,
     )
 
 
@@ -187,7 +188,11 @@ def analyse_csv(
             "choose --final last, the metric of the table."
         )
     found = read(source)
-    drawn = ["lr_sensitivity", *([] if found.records.empty else ["loss_curves"])]
+    drawn = [
+        "lr_sensitivity",
+        *([] if found.records.empty else ["loss_curves"]),
+        *(["second_stage"] if found.stages else []),
+    ]
     return analyse(
         found.runs,
         found.records,
@@ -200,6 +205,7 @@ def analyse_csv(
         lr=lr,
         notes=found.notes,
         launches=False,
+        stages=found.stages,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -103,26 +104,28 @@ def _small_multiples(study: Study, drawn: Sequence[Look]) -> Figure:
             "(optimizer=NAME,NAME), or draw design_space"
         )
     rows = max(1 + sum(c.diverged.any() for c, _ in group) for group in groups)
-    gap = (0.14, 0.36 + ROW * rows / 72)
+    labels = [group[0][0].label if len(group) == 1 else _method_label(group) for group in groups]
+    titles = [_broken(label) for label in labels]
+    more = 0.11 * max(0, max(title.count("\n") for title in titles) - 1)  # inches
+    gap = (0.14, 0.36 + ROW * rows / 72 + more)
     grid = panels(
         len(groups), columns=4, width=1.65, height=1.15, gap=gap, sharex=True, sharey=True
     )
     backdrop = [np.column_stack([curve.lr, _shown(curve)]) for curve, _ in drawn]
-    for axes, group in zip(grid.axes, groups, strict=True):
+    for axes, group, title in zip(grid.axes, groups, titles, strict=True):
         axes.add_collection(LineCollection(backdrop, colors="0.85", linewidths=0.5, zorder=0))
         unstable = _draw_lines(grid.figure, axes, group, certified(study.runs))
         if len(group) == 1:
             _shade_usable(axes, *group[0], Usable(study.q, study.level))
-        title = group[0][0].label if len(group) == 1 else _method_label(group)
         pad = 4 + (FIRST_ROW + ROW * unstable - 2 if unstable else 0)
-        axes.set_title(_broken(title), fontsize=7, loc="left", pad=pad)
+        axes.set_title(title, fontsize=7, loc="left", pad=pad)
         if len(group) > 1:
             _settings_legend(axes, group)
     _scale(grid.axes[0], study.curves)
     for axes in grid.axes:
         axes.tick_params(labelsize=6.5)
         axes.xaxis.set_minor_locator(NullLocator())
-    grid.title(study.name, above=0.42)
+    grid.title(study.name, above=0.42 + more)
     grid.x_label("learning rate")
     grid.y_label(loss_name(study.curves))
     grid.legend([*_keys(study), *_width_key(study)])
@@ -364,7 +367,11 @@ def _method_label(group: Sequence[Look]) -> str:
 
 def _broken(title: str) -> str:
     """A title in lines that fit a small panel."""
-    return title.replace(" (", "\n(", 1) if len(title) > 24 else title
+    if len(title) <= 24:
+        return title
+    name, *setting = title.split(" (", 1)
+    wrapped = (textwrap.fill(f"({words}", 30, break_on_hyphens=False) for words in setting)
+    return "\n".join([name, *wrapped])
 
 
 def _settings_legend(axes: Axes, group: Sequence[Look]) -> None:

@@ -164,8 +164,17 @@ class _Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         of_each = x.reshape(self._count, -1, x.shape[-1])
-        y: Tensor = _Affine.apply(of_each, *self._of_all)  # type: ignore[assignment]
+        y: Tensor = _Affine.apply(*_cast(of_each, *self._of_all))  # type: ignore[assignment]
         return y.view(*x.shape[:-1], -1)
+
+
+def _cast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """What autocast would make of the arguments of ``F.linear``; it does not know ``_Affine``."""
+    device = next(x.device.type for x in tensors if x is not None)
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [None if x is None else x.to(dtype) for x in tensors]
 
 
 class _Affine(torch.autograd.Function):

@@ -361,6 +361,19 @@ class TestLrSensitivity:
         texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
         assert set(texts) == set(settings)
 
+    def test_long_settings_are_titles_that_leave_each_other_room(self, table):
+        words = "optimizer.kind=regularized optimizer.product=Euclidean norms=spectral_ada"
+        runs = many(table, ["muonmax_momo"], "cliff", [f"{words}{i}" for i in range(20)])
+        with mpl.rc_context(RC):
+            figure, _ = lr_sensitivity.draw(study(runs))
+            figure.draw_without_rendering()
+            titles = [box for text, box in words_of(figure) if words[:20] in text]
+
+        assert len(titles) == len(figure.axes) == 20
+        assert overlaps(figure) == []
+        boxes = itertools.product(titles, figure.axes)
+        assert not [axes for title, axes in boxes if title.overlaps(axes.bbox)]
+
     def test_too_many_lines_are_a_sentence_that_says_what_to_do(self, table):
         runs = many(table, ["scion"], "one run", [f"a={i}" for i in range(61)])
         with pytest.raises(CannotDraw, match=r"61 panels; choose among them .*design_space"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,6 +59,29 @@ def test_every_figure_says_what_the_grids_prove(study, monkeypatch):
     proven = "optimum inside the grid for 1 of 1 curve, usable range not cut off for 0"
 
     assert words == [(kind, proven) for kind in ("pdf", "png", "svg")]
+
+
+def test_no_format_cuts_off_long_names(table, monkeypatch):
+    """Letters are not equally wide in all resolutions."""
+    runs = pd.concat(
+        table({"muon_adam_momo": {0.1: [0.9], 1.0: [0.5]}}).assign(setting=f"{'w' * 60}={value}")
+        for value in range(3)
+    )
+    long = Study("demo", runs, pd.DataFrame(columns=["run", "step", "val_loss"]), curves(runs))
+    rendered, beyond = drawing._rendered, []
+
+    def seen(figure, frame, kind, metadata):
+        before = figure.dpi
+        figure.set_dpi(mpl.rcParams["savefig.dpi"])
+        figure.draw_without_rendering()
+        beyond.append(figure.get_tightbbox().x1 - frame.x1)
+        figure.set_dpi(before)
+        return rendered(figure, frame, kind, metadata)
+
+    monkeypatch.setattr(drawing, "_rendered", seen)
+    draw_all(long, ["lr_sensitivity"])
+
+    assert max(beyond) < 0
 
 
 def test_what_cannot_be_drawn_is_a_sentence_and_no_file(study):

@@ -164,6 +164,11 @@ class TestBadInput:
 
         assert "They differ in: wd. Keep some with --where" in error(tmp_path, text, initial=2.0)
 
+    def test_so_do_points_of_which_some_have_no_setting(self, tmp_path):
+        text = "method,lr,final_loss,setting,wd\na,0.1,0.5,,0\na,0.1,0.7,,0.1\na,1,0.5,x=1,0\n"
+
+        assert "(a, lr=0.1). They differ in: wd." in error(tmp_path, text, initial=2.0)
+
     def test_rows_with_gaps_are_left_out_and_named(self, tmp_path):
         found = read(tmp_path, GOOD + "a,,0,0.5,2\n,1,0,0.5,2\na,2,,0.5,2\n")
 

@@ -8,11 +8,14 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 
+from analysis.__main__ import main
 from analysis.curves import Study, curves
+from analysis.export import write
 from analysis.figures import coverage, second_stage
 from analysis.layout import CannotDraw
 from analysis.report import analyse
-from analysis.stages import Stages, split, text
+from analysis.sources import Source, read
+from analysis.stages import Stages, columns, split, text
 from analysis.style import RC
 
 BOWL = {0.1: [0.9, 0.8], 1.0: [0.5, 0.4], 10.0: [0.8, 0.7]}
@@ -137,3 +140,33 @@ def test_a_report_of_two_stages_has_a_row_per_curve_of_the_first(table, none, tm
     assert "Second stage, at the best learning rate" in said
     assert f"Scion ({AXIS}=4.0) lacks 1 of 2 runs" in said
     assert (tmp_path / "report.html").read_text().count(f"{AXIS}=4.0") > 1
+
+
+def test_an_exported_sweep_has_both_stages_again(table, none, tmp_path: Path):
+    """Ids, settings and axes; runs of the first stage alone, of the second alone, and of both."""
+    runs, stages = staged(table, TWO)
+    write(tmp_path / "runs.csv", columns(runs, stages), none.assign(accuracy=[]))
+    found = read(Source(path=tmp_path / "runs.csv"))
+
+    assert found.stages == Stages(set(stages.first), dict(stages.second), [AXIS])
+    assert len(found.runs) == len(runs)
+    again, before = (split(*each) for each in ((found.runs, found.stages), (runs, stages)))
+    assert text(again[1], [AXIS]) == text(before[1], [AXIS])
+    for mine, other in zip(curves(again[0]), curves(before[0]), strict=True):
+        assert (mine.lr.tolist(), mine.mean.tolist()) == (other.lr.tolist(), other.mean.tolist())
+
+
+def test_the_file_of_such_a_sweep_draws_the_second_stage_too(table, none, tmp_path: Path):
+    runs, stages = staged(table, TWO)
+    write(tmp_path / "runs.csv", columns(runs, stages), none)
+
+    assert main(["--csv", str(tmp_path / "runs.csv"), "--out", str(tmp_path / "csv")]) == 0
+
+    assert len(pd.read_csv(tmp_path / "csv" / "second_stage.csv")) == 6
+    assert len(pd.read_csv(tmp_path / "csv" / "robustness.csv")) == 2
+
+
+def test_a_table_without_these_columns_has_one_stage(table, none, tmp_path: Path):
+    write(tmp_path / "runs.csv", table({"scion": BOWL}), none)
+
+    assert read(Source(path=tmp_path / "runs.csv")).stages is None

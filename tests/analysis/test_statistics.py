@@ -196,6 +196,15 @@ class TestComparison:
         assert "is at least 2 decades larger than MuonAdam's" in found.sentence()
         assert "MuonMax-Momo's is cut by the right edge of its grid" in found.sentence()
 
+    def test_an_end_that_resamples_leave_open_is_said(self):
+        """As measured the best point is inside the grid, on a resample it is at its edge."""
+        losses = np.array([[0.5, 0.5, 0.2], [0.3, 0.3, 0.3], [0.9, 0.9, 0.9]]) + 0.5
+        worse = shifted(1.2 + 0.5 * np.abs(X[:3] - X[1]), [0.0, 0.001, 0.002], method="muon_adam")
+        found = compare(curve(losses), worse, r.best_loss())
+
+        assert found.is_resolved and found.low == -math.inf
+        assert "3 seeds; some choices of the seeds move the optimum to where" in found.sentence()
+
     def test_two_censored_widths_are_never_resolved(self):
         noise = [0.0, 0.01, -0.01]
         a, b = (shifted(np.where(left > X, VALLEY, 0.3), noise) for left in (0, 1))
@@ -221,6 +230,9 @@ class TestComparison:
 
         assert found.p == 0.25 and found.seeds_needed == 6
         assert not found.is_resolved
+        assert found.sentence().endswith(
+            "seeds agree exactly, as by chance they do with p = 0.25, and about 6 would be needed."
+        )
 
     def test_one_seed_resolves_nothing(self):
         a, b = shifted(VALLEY, [0.0]), shifted(VALLEY + 1, [0.0], method="muon_adam")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +35,7 @@ from stacked.sidebyside import (
     tinies,
     together,
 )
-from support import tiny
+from support import environment, tiny
 
 FLOAT32 = 2e-5  # sums in another order, over the 6 steps of a tiny run
 CALM = ("optimizer=muonmax_momo", "train.eval_every=1")
@@ -102,6 +106,38 @@ def test_an_interrupted_stack_ends_bitwise_as_an_undisturbed_one(
     together(runs, disturbed)
 
     assert_same(runs, disturbed, undisturbed, 0.0)
+
+
+@pytest.mark.parametrize("victim", [0, 1, 3])
+def test_a_stack_killed_between_two_writes_ends_bitwise_as_an_undisturbed_one(
+    tmp_path: Path, runs: list[Run], victim: int
+) -> None:
+    """SIGKILL in the middle of a boundary: some runs have its record, or its checkpoint already."""
+    disturbed, undisturbed = frozen(tmp_path / "a", runs), frozen(tmp_path / "b", runs)
+    together(runs, undisturbed)
+    ids = [run.id for run in runs]
+    code = f"""
+        import os, signal
+        from pathlib import Path
+        from optlab.config import compose_run
+        from optlab.stacked.run import run_stack
+        from optlab.stop import StopFlag
+        from optlab.store import RunStore
+        _, settings = compose_run(["runtime.checkpoint_every=0.0", "tracking.mode=off"])
+        def report(run_id, record):
+            if record.step == 4 and run_id == {ids[victim]!r}:
+                os.kill(os.getpid(), signal.SIGKILL)
+        run_stack({ids!r}, RunStore(Path({str(disturbed.root)!r})), settings, stop=StopFlag(),
+                  report=report, ended=lambda run_id, outcome: None, say=print)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment())
+    assert done.returncode == -signal.SIGKILL
+    assert {disturbed.status(run.id) for run in runs} == {"preempted"}
+
+    assert set(together(runs, disturbed).status.values()) == {"finished"}
+    assert_same(runs, disturbed, undisturbed, 0.0)
+    for run in runs:
+        assert "Resumed at step 3." in (disturbed.folder(run.id) / "log.txt").read_text()
 
 
 def test_dropout_draws_what_it_draws_alone_also_after_an_interruption(tmp_path: Path) -> None:
