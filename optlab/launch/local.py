@@ -15,7 +15,7 @@ from .launch import Report, Say, conclude, prepare, refuse, representatives
 from .plan import plural
 from .pool import Pool
 from .progress import Display
-from .stacking import arrange, obstacle, refuse_stack
+from .stacking import arrange, foreseen, obstacle, refuse_stack
 
 _ATTEMPTS = 2  # of a run whose worker is killed
 _STOP_WITHIN = 60.0  # seconds that running runs have to save after Ctrl-C
@@ -40,6 +40,8 @@ def launch_local(
     """
     refuse_stack(stack, obstacle(sweep.settings))
     plan = prepare(sweep, store, say, dry_run=dry_run)
+    if dry_run and (line := foreseen(plan.pending, stack, sweep.settings)):
+        say(line)
     if dry_run or not plan.pending:
         return Report()
     count = min(workers or default_workers(sweep.settings), len(plan.pending))

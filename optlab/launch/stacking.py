@@ -108,6 +108,23 @@ def arrange(
     return made
 
 
+def foreseen(runs: Sequence[Run], stack: int | str, settings: Settings) -> str:
+    """What a dry run says of stacks: which runs could be in one; '' where there is nothing to say.
+
+    How large they are is decided at the launch: by the probe, and for the workers that there are.
+    """
+    kinds = [each for each in by_kind(runs) if len(each) > 1]
+    if stack == 1 or not kinds:
+        return ""
+    if why := obstacle(settings):
+        return f"Not stacked: {why}."
+    how = (
+        "where a probe at the launch finds a gain" if stack == AUTO else f"up to {stack} at a time"
+    )
+    count = plural(sum(map(len, kinds)), "run")
+    return f"To be stacked, {how}: {count} of {plural(len(kinds), 'kind')}."
+
+
 _Chosen = tuple[int, float | None, str]  # size, gain, why the size is 1
 
 

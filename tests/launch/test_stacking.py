@@ -80,6 +80,31 @@ def test_what_no_stack_can_do_is_said_with_auto(store: RunStore, override: str, 
     assert said == [f"Not stacked: {why}."]
 
 
+@pytest.mark.parametrize(
+    ("stack", "overrides", "line"),
+    [
+        (4, (), "To be stacked, up to 4 at a time: 6 runs of 2 kinds."),
+        ("auto", (), "To be stacked, where a probe at the launch finds a gain: 6 runs of 2 kinds."),
+        ("auto", OBSTACLES[0][:1], f"Not stacked: {OBSTACLES[0][1]}."),
+        (1, (), ""),
+    ],
+)
+def test_a_dry_run_says_which_runs_may_be_stacked(
+    store: RunStore,
+    monkeypatch: pytest.MonkeyPatch,
+    stack: int | str,
+    overrides: tuple[str, ...],
+    line: str,
+) -> None:
+    monkeypatch.setattr(rehearsal, "rehearse", lambda runs: "")
+    said: list[str] = []
+    sweep = ad_hoc(shrunk("optimizer=adamw,adam", "seed=0,1,2", *overrides))
+    launch_local(sweep, store, said.append, workers=2, dry_run=True, stack=stack)
+
+    assert said[1:] == ([line] if line else [])
+    assert not store.root.exists()
+
+
 def test_runs_of_several_processes_are_refused_with_a_number(store: RunStore) -> None:
     sweep = ad_hoc(shrunk("seed=0,1"))
     chosen = options({**SLURM, "stack": 2, "gpus_per_run": 2}, ())
