@@ -147,7 +147,7 @@ class Pool:
                 worker.probes, worker.most = number, most
                 ids = tuple(run.id for run in kinds[number][0])
                 with contextlib.suppress(BrokenPipeError):  # its death is seen below
-                    worker.connection.send(Probe(ids, most))
+                    worker.connection.send(Probe(ids, most, self._count))
 
     def _collect_probes(
         self,
@@ -231,7 +231,7 @@ class Pool:
             if not worker.runs and queue and not report.stopped:
                 worker.runs = {run.id: run for run in queue.popleft()}
                 with contextlib.suppress(BrokenPipeError):  # its death is seen in _collect
-                    worker.connection.send(Train(tuple(worker.runs)))
+                    worker.connection.send(Train(tuple(worker.runs), self._count))
 
     def _collect(
         self, queue: deque[Stack], crashes: Counter[str], report: Report, watcher: Watcher

@@ -36,6 +36,7 @@ class Probe:
 
     run_ids: tuple[str, ...]
     most: int
+    workers: int = 1  # as of Train
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Train:
     """Ask a worker to train runs of one kind together; a single one by itself."""
 
     run_ids: tuple[str, ...]
+    workers: int = 1  # that train at the same time, and share the memory
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def work(
         elif isinstance(request, Probe):
             _send(connection, _probed(request, store, settings))
         else:
-            _train(request.run_ids, connection, store, settings, stop, ranks)
+            _train(request, connection, store, settings, stop, ranks)
 
 
 def _send(connection: Connection, message: Any) -> None:
@@ -130,7 +132,7 @@ def _send(connection: Connection, message: Any) -> None:
 
 
 def _train(
-    run_ids: tuple[str, ...],
+    request: Train,
     connection: Connection,
     store: RunStore,
     settings: Settings,
@@ -139,6 +141,8 @@ def _train(
 ) -> None:
     """Train the runs, telling the pool of each; it takes back those that are not told of."""
     from ..run import run_one
+
+    run_ids = request.run_ids
 
     def told(message: Step | Said) -> None:
         try:
@@ -164,13 +168,22 @@ def _train(
     def say(line: str) -> None:
         told(Said(line))
 
-    run_stack(run_ids, store, settings, stop=stop, report=report, ended=ended, say=say)
+    run_stack(
+        run_ids,
+        store,
+        settings,
+        stop=stop,
+        report=report,
+        ended=ended,
+        say=say,
+        workers=request.workers,
+    )
 
 
 def _probed(request: Probe, store: RunStore, settings: Settings) -> Probed:
     from ..stacked.probe import choose_size
 
-    choice = choose_size(request.run_ids, store, settings, request.most)
+    choice = choose_size(request.run_ids, store, settings, request.most, request.workers)
     return Probed(choice.size, choice.gain, choice.reason)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -43,13 +44,17 @@ def bytes_of_replica(parts: Parts) -> int:
     return _COPIES * weights + 2 * kept + 2 * inputs
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process may still take on ``device``; None where that is not known."""
+def free_memory(device: torch.device, workers: int = 1) -> int | None:
+    """Bytes that this process, one of ``workers`` that train, may still take on ``device``.
+
+    None where that is not known.
+    """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
+        sharing = math.ceil(workers / torch.cuda.device_count())
+        return torch.cuda.mem_get_info(device)[0] // sharing + unused
     known = [each for each in (_available(), _left_to_cgroup()) if each is not None]
-    return min(known, default=None)
+    return min(known) // workers if known else None
 
 
 def _available() -> int | None:

@@ -37,16 +37,18 @@ class Choice:
     reason: str  # for the size 1
 
 
-def choose_size(run_ids: Sequence[str], store: RunStore, settings: Settings, most: int) -> Choice:
+def choose_size(
+    run_ids: Sequence[str], store: RunStore, settings: Settings, most: int, workers: int = 1
+) -> Choice:
     """The best size, ``most`` at most, of stacks of these frozen runs, which are of one kind.
 
     By some steps of throw-away replicas, alone and in stacks, in the process and on the device that
-    will train them. Nothing is written.
+    will train them, with the memory that one of ``workers`` processes has. Nothing is written.
     """
     device = prepare_process(settings)
     run = store.load(run_ids[0])
     parts = build(run, device)
-    fit = most_that_fit(parts, free_memory(device))
+    fit = most_that_fit(parts, free_memory(device, workers))
     largest = min(most, len(run_ids), _LARGE, fit or most)
     if largest < 2:
         return Choice(1, 1.0, "two of them do not fit into memory" if fit == 1 else "a single run")

@@ -37,14 +37,15 @@ def run_stack(
     report: Callable[[str, Record], None],
     ended: Callable[[str, Outcome], None],
     say: Callable[[str], None],
+    workers: int = 1,
 ) -> None:
     """Train frozen runs of one kind together, each from its checkpoint where it has one.
 
     What becomes of each is told to ``ended``, once, as soon as it is known. Runs that cannot be
     trained together are trained one by one, and ``say`` is told why. As with ``run_one``, errors
-    of a run do not raise.
+    of a run do not raise. This process is one of ``workers`` that share the memory.
     """
-    _Crew(store, settings, stop, report, ended, say).train(run_ids)
+    _Crew(store, settings, stop, report, ended, say, workers).train(run_ids)
 
 
 class _Member:
@@ -165,7 +166,9 @@ class _Crew:
         report: Callable[[str, Record], None],
         ended: Callable[[str, Outcome], None],
         say: Callable[[str], None],
+        workers: int,
     ) -> None:
+        self._workers = workers
         self.store, self.settings, self.stop = store, settings, stop
         self.report, self.ended, self.say = report, ended, say
         self._data: dict[tuple[int, int], Data] = {}
@@ -209,7 +212,8 @@ class _Crew:
                 members.append(member := _Member(run_id, self))
                 member.begin(device, self._load)
                 if most is None and not member.over:
-                    most = most_that_fit(member.attempt.parts, free_memory(device))
+                    free = free_memory(device, self._workers)
+                    most = most_that_fit(member.attempt.parts, free)
             left = run_ids[len(members) :]
             if left:
                 self.say(

@@ -168,10 +168,10 @@ def test_a_stopped_worker_does_not_tell_of_runs_of_a_stack_that_it_has_not_begun
     for run in sweep.runs:
         store.freeze(run)
     ids = tuple(run.id for run in sweep.runs)
-    worker._train(ids, theirs, store, sweep.settings, stop, ONE)
+    worker._train(worker.Train(ids), theirs, store, sweep.settings, stop, ONE)
 
     assert not ours.poll()
-    worker._train(ids[:1], theirs, store, sweep.settings, stop, ONE)
+    worker._train(worker.Train(ids[:1]), theirs, store, sweep.settings, stop, ONE)
     assert ours.recv() == Ended(ids[0], "preempted", "stopped before it began", False)
 
 

@@ -23,7 +23,9 @@ from optlab.config import Run, compose_run
 from optlab.stacked import memory
 from optlab.stacked import run as stacked_run
 from optlab.stacked import stack as stack_module
+from optlab.stacked.run import run_stack
 from optlab.stacked.stack import Stack
+from optlab.stop import StopFlag
 from optlab.store import RunStore
 from optlab.train import Parts
 from stacked.sidebyside import (
@@ -32,6 +34,7 @@ from stacked.sidebyside import (
     built,
     frozen,
     in_float64,
+    settings,
     tinies,
     together,
 )
@@ -417,6 +420,25 @@ class TestWhatGoesWrong:
         metas = [json.loads((store.folder(run.id) / "meta.json").read_text()) for run in runs]
         assert [meta["stacked_with"] for meta in metas] == [2, 2, 2, 0]
 
+    def test_workers_share_the_memory(
+        self, tmp_path: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        each = memory.bytes_of_replica(build(runs[0], torch.device("cpu")))
+        monkeypatch.setattr(memory, "_available", lambda: 8 * each)
+        monkeypatch.setattr(memory, "_left_to_cgroup", lambda: None)
+        stop, lines = StopFlag(), []
+        run_stack(
+            [run.id for run in runs],
+            frozen(tmp_path, runs),
+            settings(),
+            stop=stop,
+            report=lambda run_id, record: None,
+            ended=lambda run_id, outcome: None,
+            say=lines.append,
+            workers=2,
+        )
+        assert lines == ["2 of 4 runs of a stack fit into memory at a time."]
+
 
 class Decides(nn.Module):
     """Control flow that depends on the data."""
@@ -548,6 +570,7 @@ class TestMemory:
         (tmp_path / "memory.max").write_text("1000000\n")
         (tmp_path / "memory.current").write_text("400000\n")
         assert memory.free_memory(torch.device("cpu")) == 600000
+        assert memory.free_memory(torch.device("cpu"), workers=4) == 150000
         (tmp_path / "memory.max").write_text("max\n")
         assert unlimited is None or unlimited > 600000
 
