@@ -35,7 +35,7 @@ def launch_here(sweep: Sweep, store: RunStore, say: Say, *, dry_run: bool) -> Re
             break
         if status == "preempted":
             raise KeyboardInterrupt
-    conclude(report, store, say)
+    conclude(report, store, say, sweep, plan.pending)
     return report
 
 

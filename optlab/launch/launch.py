@@ -11,6 +11,7 @@ from ..config import Run
 from ..errors import ConfigError
 from ..store import RunStore, check_writable
 from ..sweep import Sweep
+from ..tracking.memory import was_published
 from .plan import Plan, describe, make_plan, plural, refusal, refuse_beyond_budget
 
 Say = Callable[[str], None]
@@ -84,8 +85,8 @@ def refuse(problems: Mapping[str, str], pending: Sequence[Run]) -> None:
     raise ConfigError("Nothing was started:\n" + "\n".join(lines))
 
 
-def conclude(report: Report, store: RunStore, say: Say) -> None:
-    """Say how the launch ended, failures by cause with a place to look."""
+def conclude(report: Report, store: RunStore, say: Say, sweep: Sweep, runs: Sequence[Run]) -> None:
+    """Say how the launch of ``runs`` ended, failures by cause with a place to look."""
     words = ", ".join(f"{count} {status}" for status, count in sorted(report.counts.items()))
     say(f"Ended: {words or 'nothing'}.")
     causes: dict[str, list[str]] = {}
@@ -101,3 +102,18 @@ def conclude(report: Report, store: RunStore, say: Say) -> None:
         say(f"Left alone: {busy} that another process trains.")
     if report.stopped:
         say(report.stopped)
+    if sweep.settings.tracking.mode == "online":
+        _say_unknown_to_wandb(sweep, runs, store, say)
+
+
+def _say_unknown_to_wandb(sweep: Sweep, runs: Sequence[Run], store: RunStore, say: Say) -> None:
+    """Say which runs should have been streamed to W&B, and are mirrored offline instead."""
+    done = [run for run in runs if store.is_done(run.id)]
+    unknown = [run for run in done if not was_published(store.folder(run.id))]
+    if unknown:
+        example = store.folder(unknown[0].id) / "log.txt"
+        say(
+            f"W&B has nothing of {plural(len(unknown), 'run')}, mirrored offline instead ({example}"
+            f" says why); python -m optlab sync {sweep.command.removeprefix('sweeps=')} publishes"
+            " what is lacking."
+        )

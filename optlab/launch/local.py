@@ -53,7 +53,7 @@ def launch_local(
         made = arrange(plan.pending, stack, sweep.settings, pool, min(busy, count), store, say)
         with Display(len(plan.pending), count) as display:
             report = pool.train_stacks(made, display)
-    conclude(report, store, say)
+    conclude(report, store, say, sweep, plan.pending)
     return report
 
 

@@ -473,5 +473,5 @@ def _wait(sweep: Sweep, store: RunStore, say: Say) -> Report:
     for run_id in found.among("failed", "lost", "preempted", "missing"):
         standing = found.of[run_id]
         report.failures[names[run_id]] = standing.cause or standing.state
-    conclude(report, store, say)
+    conclude(report, store, say, sweep, sweep.runs)
     return report

@@ -32,6 +32,11 @@ def recall(folder: Path, target: str) -> Published | None:
     return None if found is None else Published(**{**found, "tags": tuple(found["tags"])})
 
 
+def was_published(folder: Path) -> bool:
+    """Whether any server has, or had, anything of the run."""
+    return bool(_read(folder / NAME))
+
+
 def remember(folder: Path, target: str, published: Published) -> None:
     write_json(folder / NAME, {**_read(folder / NAME), target: asdict(published)})
 

@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 import wandb
 
+from optlab.launch.here import launch_here
 from optlab.paths import ROOT
 from optlab.store import Record, RunStore
 from optlab.tracking import client, mirror, rows
 from support import environment
 from tracking.backend import KEY, Backend, Request
-from tracking.trained import compose, train
+from tracking.trained import compose, sweep_in, train
 
 TRACKING = Path(__file__).parent
 
@@ -275,6 +276,28 @@ def test_a_server_that_is_away_means_an_offline_mirror(
     assert log.count("does not answer: check the network") == 1
     assert "Mirrored offline instead" in log and "dropped" not in log
     assert inspected(store.folder(run_id)).count("val_loss") >= 4
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_launch_says_at_its_end_what_w_and_b_has_nothing_of(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    monkeypatch.setattr(client, "START_WITHIN", 1)
+    sweep = sweep_in(tmp_path, "optimizer=adamw", "optimizer.lr=0.01", "tracking.mode=online")
+    if not there:
+        backend.stop()
+    store, lines = RunStore(sweep.settings.runtime.runs_folder), []
+    launch_here(sweep, store, lines.append, dry_run=False)
+
+    told = [line for line in lines if line.startswith("W&B has nothing of")]
+    assert len(told) == (0 if there else 1)
+    if not there:
+        log = store.folder(sweep.runs[0].id) / "log.txt"
+        assert told[0].startswith(
+            f"W&B has nothing of 2 runs, mirrored offline instead ({log} says"
+        )
+        assert f"python -m optlab sync {sweep.command.removeprefix('sweeps=')} pub" in told[0]
+        assert "Mirrored offline instead" in log.read_text()
 
 
 def test_a_server_that_never_answers_holds_the_start_for_little(
