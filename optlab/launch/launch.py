@@ -86,7 +86,12 @@ def refuse(problems: Mapping[str, str], pending: Sequence[Run]) -> None:
 
 
 def conclude(report: Report, store: RunStore, say: Say, sweep: Sweep, runs: Sequence[Run]) -> None:
-    """Say how the launch of ``runs`` ended, failures by cause with a place to look."""
+    """Say how the launch of ``runs`` ended, failures by cause with a place to look.
+
+    Runs that were left to another process, and that it has done by now, are no trouble.
+    """
+    if report.counts["busy"] and all(store.is_done(run.id) for run in runs):
+        report.counts["done by another process"] = report.counts.pop("busy")
     words = ", ".join(f"{count} {status}" for status, count in sorted(report.counts.items()))
     say(f"Ended: {words or 'nothing'}.")
     causes: dict[str, list[str]] = {}

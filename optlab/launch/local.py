@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from types import FrameType
 
 from ..config import Settings
+from ..errors import ConfigError
 from ..store import RunStore
 from ..sweep import Sweep
 from .launch import Report, Say, conclude, prepare, refuse, representatives
 from .plan import plural
-from .pool import Pool
+from .pool import CannotStart, Pool
 from .progress import Display
 from .stacking import arrange, foreseen, obstacle, refuse_stack
 
@@ -47,12 +48,15 @@ def launch_local(
     count = min(workers or default_workers(sweep.settings), len(plan.pending))
     say(f"Starting {plural(count, 'worker')}; Ctrl-C stops, and the same command goes on.")
     pool = Pool(count, store, sweep.settings, attempts=_ATTEMPTS, stop_within=_STOP_WITHIN)
-    with _terminate_as_interrupt(), pool:
-        refuse(pool.check(representatives(plan.pending)), plan.pending)
-        busy = pool.gpus or count  # several stacks on one GPU would only take turns
-        made = arrange(plan.pending, stack, sweep.settings, pool, min(busy, count), store, say)
-        with Display(len(plan.pending), count) as display:
-            report = pool.train_stacks(made, display)
+    try:
+        with _terminate_as_interrupt(), pool:
+            refuse(pool.check(representatives(plan.pending)), plan.pending)
+            busy = pool.gpus or count  # several stacks on one GPU would only take turns
+            made = arrange(plan.pending, stack, sweep.settings, pool, min(busy, count), store, say)
+            with Display(len(plan.pending), count) as display:
+                report = pool.train_stacks(made, display)
+    except CannotStart as error:
+        raise ConfigError(str(error)) from error
     conclude(report, store, say, sweep, plan.pending)
     return report
 

@@ -107,10 +107,10 @@ class Pool:
         worker = self._workers[0]
         worker.connection.send(Check(tuple(run.id for run in runs)))
         try:
-            answer = worker.connection.recv()
-        except EOFError:
+            while not isinstance(answer := worker.connection.recv(), Checked):
+                worker.answered = True
+        except (EOFError, ConnectionResetError):
             raise CannotStart(self._cannot_start(worker)) from None
-        assert isinstance(answer, Checked)
         worker.answered = True
         self.gpus = answer.gpus
         return answer.problems
@@ -365,9 +365,12 @@ class Pool:
                 for worker in self._busy():
                     self._await_end(worker, queue, report, watcher)
         for worker in self._busy():
-            names = ", ".join(run.name for run in worker.runs.values())
-            what = "they are killed" if len(worker.runs) > 1 else "it is killed"
-            watcher.say(f"Not stopped in time: {names}; {what}.")
+            while worker.runs and worker.connection.poll():  # what was saved in the meantime
+                self._await_end(worker, queue, report, watcher)
+            if worker.runs:
+                names = ", ".join(run.name for run in worker.runs.values())
+                what = "they are killed" if len(worker.runs) > 1 else "it is killed"
+                watcher.say(f"Not stopped yet: {names}; {what}.")
             worker.process.kill()
 
     def _await_end(
@@ -389,7 +392,10 @@ class Pool:
     @staticmethod
     def _cannot_start(worker: _Worker) -> str:
         worker.process.join()
-        return f"A worker process {_death(worker.process.exitcode)} before its first answer."
+        return (
+            f"A worker process {_death(worker.process.exitcode)} before it could do anything: is "
+            "there memory for as many workers (hydra.launcher.workers), and can torch be imported?"
+        )
 
 
 def _death(exitcode: int | None) -> str:

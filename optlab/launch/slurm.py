@@ -292,8 +292,12 @@ def _held(request: Resources, batch: Batch) -> str:
     """The runs of a job, and whether they are stacked."""
     if isinstance(batch.stack, int) and batch.stack > 1:
         largest = max(len(ids) for ids in batch.tasks)
-        return f"up to {plural(largest, 'run')} per job in stacks of up to {batch.stack}"
-    return f"{request.runs_per_job} runs per job" if request.runs_per_job > 1 else ""
+        size = min(largest, batch.stack)
+        return f"up to {plural(largest, 'run')} per job in stacks of up to {size}"
+    if request.runs_per_job == 1:
+        return ""
+    stacked = ", stacked where a probe in the job finds that it pays" * (batch.stack == AUTO)
+    return f"{request.runs_per_job} runs per job{stacked}"
 
 
 def _cores(request: Resources) -> str:

@@ -35,7 +35,7 @@ def check_stack(value: Any) -> int | str:
     if value != AUTO and (type(value) is not int or value < 1):
         raise ConfigError(
             "hydra.launcher.stack must be auto, or how many runs of one kind to train together at "
-            f"most (1: each by itself), not {value!r}."
+            f"most (1: each by itself), not {'null' if value is None else repr(value)}."
         )
     return value
 

@@ -48,6 +48,11 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A worker has started: what happens to it from now on comes of what it is asked to do."""
+
+
+@dataclass(frozen=True)
 class Checked:
     """What stands against the runs of a ``Check``: id to message, empty if nothing does."""
 
@@ -110,6 +115,7 @@ def work(
     if not ranks.together:  # else each takes its own when the run begins
         _choose_gpu(device_index)
     store = RunStore(store_root)
+    _send(connection, Ready())
     while not stop.is_set:
         try:
             request = connection.recv()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from .stack import CannotStack, Replica, Stack
 
 WORTH = 1.1  # times as fast as one run after the other, below which nothing is stacked
 _SMALL, _LARGE = 8, 32  # sizes that are tried; what fills a core, or a cache, is full before
-_ROUNDS = 3  # of a step of each, one after the other, since a machine is not always as fast
+_ROUNDS, _MOST, _FOR = 3, 25, 0.2  # rounds of a step of each, at least and at most, and seconds
 _BUSY = 0.1  # seconds of a step of one run, for which launching its kernels cannot matter
 _ENDLESS = 10**9  # steps
 _ABOUT_LEVEL = 0.97  # of the gain of smaller stacks: larger ones have fewer costs beside the steps
@@ -82,8 +81,12 @@ def _gain(config: TrainConfig, copied: Callable[[], Parts], size: int) -> float:
         raise CannotStack(f"a step takes {alone:.2g} s, which keeps the device busy")
     stack = Stack([_replica(config, copied()) for _ in range(size)])
     _seconds(stack.advance)  # the first makes what the others use
-    times = [(_seconds(lambda: next(steps)), _seconds(stack.advance)) for _ in range(_ROUNDS)]
-    return size * statistics.median(one / all_of_them for one, all_of_them in times)
+    one, all_of_them, started = [], [], time.perf_counter()
+    while len(one) < _ROUNDS or (len(one) < _MOST and time.perf_counter() - started < _FOR):
+        one.append(_seconds(lambda: next(steps)))
+        all_of_them.append(_seconds(stack.advance))
+    # The fastest of each: whatever else the machine does only adds. K runs take no less than one.
+    return min(size * min(one) / min(all_of_them), float(size))
 
 
 def _replica(config: TrainConfig, parts: Parts) -> Replica:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +16,7 @@ from typing import TypeVar
 import pytest
 
 from optlab.launch.here import launch_here
+from optlab.launch.launch import Report, conclude
 from optlab.launch.local import launch_local
 from optlab.paths import ROOT
 from optlab.store import RunStore
@@ -216,6 +218,19 @@ def test_two_launches_at_once_train_every_run_once(
     assert results(sweep, store) == expected
     for run in sweep.runs:
         assert len(store.records(run.id)) == 16  # step 0, then every 100 of 1500
+
+
+def test_what_another_process_was_left_and_has_done_by_now_is_no_trouble(store: RunStore) -> None:
+    sweep, lines = sweep_of("seed=0,1"), []
+    launch_here(sweep, store, lines.append, dry_run=False)
+    report = Report(Counter(busy=2))
+    conclude(report, store, lines.append, sweep, sweep.runs)
+    assert report.ok and lines[-1] == "Ended: 2 done by another process."
+
+    (store.folder(sweep.runs[0].id) / "result.json").unlink()
+    report = Report(Counter(busy=2))
+    conclude(report, store, lines.append, sweep, sweep.runs)
+    assert not report.ok and lines[-1] == "Left alone: 2 runs that another process trains."
 
 
 def test_a_failing_run_does_not_stop_the_others(

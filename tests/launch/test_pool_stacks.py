@@ -14,11 +14,12 @@ import pytest
 
 from optlab.config import Run
 from optlab.distributed import ONE
+from optlab.errors import ConfigError
 from optlab.launch import worker
 from optlab.launch.here import launch_here
 from optlab.launch.launch import Report
 from optlab.launch.local import launch_local
-from optlab.launch.pool import Pool
+from optlab.launch.pool import CannotStart, Pool
 from optlab.launch.worker import Ended, Step
 from optlab.stop import StopFlag
 from optlab.store import RunStore
@@ -112,6 +113,66 @@ def test_a_stack_that_kills_its_worker_is_halved_until_only_the_culprit_fails(
     assert store.status(first) == "failed" and watch.ends == Counter(undisturbed.keys())
     del undisturbed[first]
     assert losses(ad_hoc(SWEEP).runs[1:], store) == pytest.approx(undisturbed, rel=1e-3)
+
+
+def test_a_stack_that_kills_a_worker_before_its_first_record_is_halved_too(
+    store: RunStore, undisturbed: dict[str, float]
+) -> None:
+    """As where the stack does not even fit: the worker has started, and is to blame no more."""
+    runs, kills = ad_hoc(SWEEP).runs, [signal.SIGKILL]
+
+    def at_look(watch: Watch) -> None:
+        if kills and any((store.folder(run.id) / "lock").exists() for run in runs):
+            kill(kills.pop())
+
+    watch = Watch(at_look=at_look)
+    report = train(store, watch)
+
+    assert watch.said == [
+        "The worker training 4 runs together was killed by SIGKILL (out of memory?); "
+        "they go on in two halves."
+    ]
+    assert report.counts == Counter(finished=4)
+    assert losses(runs, store) == pytest.approx(undisturbed, rel=1e-3)
+
+
+def test_a_worker_that_cannot_even_start_ends_the_launch_in_a_sentence(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = ad_hoc(SWEEP)
+    for run in sweep.runs:
+        store.freeze(run)
+    with Pool(1, store, sweep.settings, attempts=1, stop_within=60) as pool:
+        kill()
+        with pytest.raises(CannotStart, match=r"was killed by SIGKILL before it could do anything"):
+            pool.train_stacks([sweep.runs], Watch())
+
+    def cannot(self: Pool, runs: list[Run]) -> dict[str, str]:
+        raise CannotStart("there is no memory")
+
+    monkeypatch.setattr(Pool, "check", cannot)
+    with pytest.raises(ConfigError, match="there is no memory"):
+        launch_local(sweep, store, lambda line: None, workers=1, dry_run=False)
+
+
+def test_who_does_not_wait_is_told_what_was_not_saved(store: RunStore) -> None:
+    def interrupt(watch: Watch) -> None:
+        if watch.steps:
+            raise KeyboardInterrupt
+
+    sweep, watch = ad_hoc(SWEEP), Watch(at_look=interrupt)
+    for run in sweep.runs:
+        store.freeze(run)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Pool(1, store, sweep.settings, attempts=1, stop_within=0) as pool,
+    ):
+        pool.train_stacks([sweep.runs], watch)
+
+    (line,) = [line for line in watch.said if line.startswith("Not stopped yet: ")]
+    killed = {run.name for run in sweep.runs if run.name in line}
+    saved = {run.name for run in sweep.runs if (store.folder(run.id) / "preempted.json").exists()}
+    assert line.endswith("killed.") and killed and not killed & saved
 
 
 def test_a_stack_stopped_by_ctrl_c_saves_and_goes_on(

@@ -131,7 +131,7 @@ def test_a_job_holds_a_stack_and_the_plan_says_so(submission) -> None:
     lines = submission("seed=range(0,40)", stack=16)
 
     assert lines[0].startswith("Would submit 40 runs as 3 jobs")
-    assert "up to 14 runs per job in stacks of up to 16" in lines[0]
+    assert "up to 14 runs per job in stacks of up to 14" in lines[0]
 
 
 def test_a_job_may_hold_several_stacks(submission) -> None:
@@ -145,7 +145,8 @@ def test_a_job_may_hold_several_stacks(submission) -> None:
 def test_neither_one_nor_auto_changes_what_a_job_holds(submission, stack: int | str) -> None:
     lines = submission("seed=range(0,5)", stack=stack, runs_per_job=2)
 
-    assert lines[0].startswith("Would submit 5 runs as 3 jobs") and "stack" not in lines[0]
+    assert lines[0].startswith("Would submit 5 runs as 3 jobs")
+    assert ("stacked where a probe in the job finds" in lines[0]) == (stack == "auto")
     assert len(lines) == 1
 
 

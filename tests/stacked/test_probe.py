@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from optlab.stacked import probe
 from optlab.stacked.probe import Choice, choose_size
-from optlab.stacked.stack import CannotStack
+from optlab.stacked.stack import CannotStack, Stack
 from optlab.store import RunStore
 from stacked.sidebyside import frozen, settings, tinies
 
@@ -77,6 +78,27 @@ def test_the_size_is_that_of_the_largest_gain_if_there_is_one(
     assert (choice.size, choice.gain) == (size, gain)
     assert bool(choice.reason) == (size == 1)
     assert tried == list(of_size)
+
+
+@pytest.mark.parametrize(("alone", "together", "gain"), [(0.01, 0.02, 4.0), (0.09, 0.01, 8.0)])
+def test_what_else_the_machine_does_does_not_count(
+    store: RunStore,
+    ids: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    alone: float,
+    together: float,
+    gain: float,
+) -> None:
+    """Most steps are disturbed, each by another amount; and eight runs take no less than one."""
+    noise = iter([0.0, 5.0, 0.3, 7.0, 2.0, 0.0, 1.0, 0.0] * 20)
+
+    def seconds(action: Callable[[], object]) -> float:
+        of_stack = isinstance(getattr(action, "__self__", None), Stack)
+        return (together if of_stack else alone) + next(noise)
+
+    monkeypatch.setattr(probe, "_seconds", seconds)
+    monkeypatch.setattr(probe, "_FOR", 5.0)
+    assert chosen(ids, store, 8) == Choice(8, pytest.approx(gain), "")
 
 
 def test_memory_bounds_the_size(
