@@ -119,7 +119,7 @@ def work(
     while not stop.is_set:
         try:
             request = connection.recv()
-        except EOFError:  # the pool is gone
+        except (EOFError, ConnectionResetError):  # the pool is gone, the second with news unread
             return
         if stop.is_set:  # while it waited: the stop was for the run before, not for this one
             return
@@ -133,7 +133,7 @@ def work(
 
 
 def _send(connection: Connection, message: Any) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the pool has ended: so does the next recv
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the next recv ends it
         connection.send(message)
 
 
@@ -153,7 +153,7 @@ def _train(
     def told(message: Step | Said) -> None:
         try:
             connection.send(message)
-        except BrokenPipeError:  # the pool was killed: save and stop, nobody is waiting
+        except (BrokenPipeError, ConnectionResetError):  # the pool was killed: save and stop
             stop.is_set = True
 
     def report(run_id: str, record: Record) -> None:
