@@ -60,7 +60,16 @@ def cut_off() -> Iterator[Any]:
     yield call
     for node, process in stopped:
         os.kill(process, signal.SIGCONT)
-        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
+        wait_until(lambda node=node: _serves(node))  # the next test may ask for it
+
+
+def _serves(node: str) -> bool:
+    """Whether SLURM gives jobs to the node; a node that is down, or drained, is resumed."""
+    states = set(ask("sinfo", "-h", "-n", node, "-o", "%T").split())
+    if states <= {"idle", "mixed", "allocated"}:
+        return True
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
+    return False
 
 
 def test_a_lost_node_costs_nothing_and_its_leftover_writes_nothing(
