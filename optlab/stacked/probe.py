@@ -114,14 +114,14 @@ def _copies(run: Run, parts: Parts) -> Callable[[], Parts]:
 
 
 def _seconds(action: Callable[[], object]) -> float:
-    synchronize()
+    _synchronize()
     started = time.perf_counter()
     action()
-    synchronize()
+    _synchronize()
     return time.perf_counter() - started
 
 
-def synchronize() -> None:
+def _synchronize() -> None:
     """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
