@@ -19,7 +19,7 @@ from ..distributed import ONE, Ranks
 from ..store import RunStore
 from .launch import Report
 from .plan import plural
-from .worker import STOP_SIGNALS, Check, Checked, Ended, Probe, Probed, Said, Step, Train, work
+from .worker import STOP_SIGNALS, Check, Checked, Ended, Probe, Probed, Said, Step, Train, serve
 
 _POLL = 0.25  # seconds between two looks at whether to stop
 Stack = tuple[Run, ...]  # runs that a worker trains together; one, mostly
@@ -60,6 +60,16 @@ class _Worker:
     probes: int | None = None  # at work on the probe of this number
     most: int = 0  # runs of it
     answered: bool = False  # has ever sent a message, so that it can start at all
+
+
+@dataclass
+class _Work:
+    """What is to be done, and how it has gone so far."""
+
+    queue: deque[Stack]
+    watcher: Watcher
+    report: Report = field(default_factory=Report)
+    crashes: Counter[str] = field(default_factory=Counter)  # of workers, by the run's id
 
 
 class Pool:
@@ -198,25 +208,23 @@ class Pool:
         self, stacks: Sequence[Stack], watcher: Watcher, stop: Callable[[], bool] = lambda: False
     ) -> Report:
         """Train the runs of all stacks, or until ``stop``; the report says how each ended."""
-        queue = deque(stacks)
-        crashes: Counter[str] = Counter()
-        report = Report()
+        work = _Work(deque(stacks), watcher)
         try:
-            while (queue and not report.stopped) or self._busy():
+            while (work.queue and not work.report.stopped) or self._busy():
                 if stop():
-                    self._stop(queue, report, watcher)
+                    self._stop(work)
                     break
-                self._assign(queue, report)
-                self._collect(queue, crashes, report, watcher)
+                self._assign(work)
+                self._collect(work)
                 at_work = sum(len(worker.runs) for worker in self._workers)
-                watcher.update(report.counts, at_work)
+                watcher.update(work.report.counts, at_work)
         except KeyboardInterrupt:
             watcher.say("Stopping: the running runs save and end (Ctrl-C again to kill them).")
-            self._stop(queue, report, watcher)
-            left = plural(sum(map(len, queue)), "run")
+            self._stop(work)
+            left = plural(sum(map(len, work.queue)), "run")
             watcher.say(f"Stopped with {left} not started; the same command goes on.")
             raise
-        return report
+        return work.report
 
     def _busy(self) -> list[_Worker]:
         return [worker for worker in self._workers if worker.runs]
@@ -226,36 +234,34 @@ class Pool:
         ready = wait([worker.connection for worker in self._workers], timeout=_POLL)
         return [worker for worker in self._workers if worker.connection in ready]
 
-    def _assign(self, queue: deque[Stack], report: Report) -> None:
+    def _assign(self, work: _Work) -> None:
         for worker in self._workers:
-            if not worker.runs and queue and not report.stopped:
-                worker.runs = {run.id: run for run in queue.popleft()}
+            if not worker.runs and work.queue and not work.report.stopped:
+                worker.runs = {run.id: run for run in work.queue.popleft()}
                 with contextlib.suppress(BrokenPipeError):  # its death is seen in _collect
                     worker.connection.send(Train(tuple(worker.runs), self._count))
 
-    def _collect(
-        self, queue: deque[Stack], crashes: Counter[str], report: Report, watcher: Watcher
-    ) -> None:
+    def _collect(self, work: _Work) -> None:
         """Wait for news, but not for long."""
         for worker in self._ready():
             try:
                 message = worker.connection.recv()
             except (EOFError, ConnectionResetError):
-                self._replace(worker, queue, crashes, report, watcher)
+                self._replace(worker, work)
                 continue
             worker.answered = True
             if isinstance(message, Step) and message.run_id in worker.runs:
-                watcher.step(worker.runs[message.run_id], message)
+                work.watcher.step(worker.runs[message.run_id], message)
             if isinstance(message, Said):
-                watcher.say(message.line)
+                work.watcher.say(message.line)
             if isinstance(message, Ended):
-                self._count_in(worker, message, report, watcher)
-                if message.status == "failed" and self._ranks.together and queue:
+                self._count_in(worker, message, work)
+                if message.status == "failed" and self._ranks.together and work.queue:
                     self._renew(worker)
 
-    def _count_in(self, worker: _Worker, message: Ended, report: Report, watcher: Watcher) -> None:
-        run = worker.runs.pop(message.run_id)
-        watcher.ended(run, message)
+    def _count_in(self, worker: _Worker, message: Ended, work: _Work) -> None:
+        run, report = worker.runs.pop(message.run_id), work.report
+        work.watcher.ended(run, message)
         report.counts[message.status] += 1
         if message.status == "failed":
             report.failures[run.name] = message.cause
@@ -273,54 +279,38 @@ class Pool:
         fresh = self._spawn(self._workers.index(worker))
         worker.process, worker.connection = fresh.process, fresh.connection
 
-    def _replace(
-        self,
-        worker: _Worker,
-        queue: deque[Stack],
-        crashes: Counter[str],
-        report: Report,
-        watcher: Watcher,
-    ) -> None:
+    def _replace(self, worker: _Worker, work: _Work) -> None:
         """A worker has died: try its runs again, several in two halves, or mark one failed."""
         worker.process.join()
         if worker.process.exitcode in _TOLD:  # told to stop, by a signal to it alone
-            self._take_back(worker, queue)
+            self._take_back(worker, work)
             worker.answered = True  # nothing is wrong with it
         if not worker.answered and self._ranks.leads:  # the others report no steps
             raise CannotStart(self._cannot_start(worker))
         runs, death = tuple(worker.runs.values()), _death(worker.process.exitcode)
         if len(runs) > 1:
-            watcher.say(
+            work.watcher.say(
                 f"The worker training {len(runs)} runs together {death} (out of memory?); "
                 "they go on in two halves."
             )
             middle = (len(runs) + 1) // 2
-            queue.extendleft([runs[middle:], runs[:middle]])
+            work.queue.extendleft([runs[middle:], runs[:middle]])
         elif runs:
-            self._try_again(runs[0], death, worker, queue, crashes, report, watcher)
+            self._try_again(runs[0], death, worker, work)
         self._succeed(worker)
 
-    def _try_again(
-        self,
-        run: Run,
-        death: str,
-        worker: _Worker,
-        queue: deque[Stack],
-        crashes: Counter[str],
-        report: Report,
-        watcher: Watcher,
-    ) -> None:
+    def _try_again(self, run: Run, death: str, worker: _Worker, work: _Work) -> None:
         """Give a run whose worker has died another attempt, or mark it failed."""
-        crashes[run.id] += 1
-        if crashes[run.id] < self._attempts:
-            watcher.say(f"The worker training {run.name} {death}; trying that run once more.")
-            queue.appendleft((run,))
+        work.crashes[run.id] += 1
+        if work.crashes[run.id] < self._attempts:
+            work.watcher.say(f"The worker training {run.name} {death}; trying that run once more.")
+            work.queue.appendleft((run,))
             return
         times = f", {self._attempts} times" if self._attempts > 1 else ""
         cause = f"its worker {death}{times} (out of memory?)"
         if self._ranks.leads:  # the others are told by their peers
             self._store.fail(run.id, cause, cause)
-        self._count_in(worker, Ended(run.id, "failed", cause, False), report, watcher)
+        self._count_in(worker, Ended(run.id, "failed", cause, False), work)
 
     def _succeed(self, worker: _Worker) -> None:
         """Put a new process in the place of a dead one."""
@@ -330,16 +320,16 @@ class Pool:
         self._workers[index].answered = True  # its predecessor could start
 
     @staticmethod
-    def _take_back(worker: _Worker, queue: deque[Stack]) -> None:
+    def _take_back(worker: _Worker, work: _Work) -> None:
         """Put the runs that a worker has left untouched back to the front of the queue."""
         if worker.runs:
-            queue.appendleft(tuple(worker.runs.values()))
+            work.queue.appendleft(tuple(worker.runs.values()))
         worker.runs = {}
 
     def _spawn(self, index: int) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=work,
+            target=serve,
             args=(theirs, self._store.root, self._settings, index, self._ranks),
             daemon=True,
         )
@@ -352,7 +342,7 @@ class Pool:
         theirs.close()
         return _Worker(process, ours)
 
-    def _stop(self, queue: deque[Stack], report: Report, watcher: Watcher) -> None:
+    def _stop(self, work: _Work) -> None:
         """Let the busy workers save and stop; kill those that take too long.
 
         Runs that they have not begun are back in the queue.
@@ -363,19 +353,17 @@ class Pool:
         with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C: no more waiting
             while self._busy() and time.monotonic() < deadline:
                 for worker in self._busy():
-                    self._await_end(worker, queue, report, watcher)
+                    self._await_end(worker, work)
         for worker in self._busy():
             while worker.runs and worker.connection.poll():  # what was saved in the meantime
-                self._await_end(worker, queue, report, watcher)
+                self._await_end(worker, work)
             if worker.runs:
                 names = ", ".join(run.name for run in worker.runs.values())
                 what = "they are killed" if len(worker.runs) > 1 else "it is killed"
-                watcher.say(f"Not stopped yet: {names}; {what}.")
+                work.watcher.say(f"Not stopped yet: {names}; {what}.")
             worker.process.kill()
 
-    def _await_end(
-        self, worker: _Worker, queue: deque[Stack], report: Report, watcher: Watcher
-    ) -> None:
+    def _await_end(self, worker: _Worker, work: _Work) -> None:
         if not worker.connection.poll(0.1):
             return
         try:
@@ -383,11 +371,11 @@ class Pool:
         except (EOFError, ConnectionResetError):
             worker.process.join()
             if worker.process.exitcode in _TOLD:
-                self._take_back(worker, queue)
+                self._take_back(worker, work)
             worker.runs = {}
             return
         if isinstance(message, Ended):
-            self._count_in(worker, message, report, watcher)
+            self._count_in(worker, message, work)
 
     @staticmethod
     def _cannot_start(worker: _Worker) -> str:

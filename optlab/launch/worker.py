@@ -95,7 +95,7 @@ class Ended:
     disk_full: bool
 
 
-def work(
+def serve(
     connection: Connection, store_root: Path, settings: Settings, device_index: int, ranks: Ranks
 ) -> None:
     """Serve requests until the connection closes or a stop signal arrives.

@@ -20,7 +20,6 @@ States = dict[str, Tensor]  # of random generators, by device type
 
 # Between linear layers: what acts on every entry, or sample, for itself.
 _POINTWISE = (nn.Identity, nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Flatten)
-_ONLY_STACKED = "only replicas of a stack, which vmap takes together, come here"
 
 
 class Generators:
@@ -216,16 +215,20 @@ class _Attention(TorchFunctionMode):
 _PLAIN = {"is_causal", "scale", "enable_gqa"}  # arguments that are the same for all samples
 
 
-class _Attend(torch.autograd.Function):
-    """Attention of queries, keys and values (K, B, heads, T, width) under ``vmap``."""
+class _OnlyStacked(torch.autograd.Function):
+    """What exists for the replicas of a stack, which ``vmap`` takes together, and nowhere else."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        raise AssertionError(_ONLY_STACKED)
+    def forward(*inputs: Any) -> Any:
+        raise AssertionError("only replicas of a stack, which vmap takes together, come here")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         del ctx, inputs, output
+
+
+class _Attend(_OnlyStacked):
+    """Attention of queries, keys and values (K, B, heads, T, width) under ``vmap``."""
 
     @staticmethod
     def vmap(
@@ -253,16 +256,8 @@ class _Dropout(nn.Module):
         return _DropApart.apply(x, self.p, self._generators)  # type: ignore[no-any-return]
 
 
-class _DropApart(torch.autograd.Function):
+class _DropApart(_OnlyStacked):
     """``F.dropout`` of each replica under ``vmap``."""
-
-    @staticmethod
-    def forward(x: Tensor, p: float, generators: Generators) -> Tensor:
-        raise AssertionError(_ONLY_STACKED)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        del ctx, inputs, output
 
     @staticmethod
     def vmap(
