@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import provenance
 from .build import batch_fingerprint, build, choose_device, weights_fingerprint
-from .card import norm_card
+from .card import Card, card_of, norm_card
 from .checkpoint import UnusableCheckpoint, checkpoint_digest, load_checkpoint, save_checkpoint
 from .config import Run, Settings
 from .data.base import Data
@@ -26,6 +26,7 @@ from .diagnostics import Gauge, due_every
 from .distributed import ONE
 from .link import Link
 from .optim.memory import keep_freed_memory
+from .optim.roles import Assignment
 from .stop import StopFlag
 from .store import Lease, Record, Result, RunStore, write_json
 from .team import Group, own_device
@@ -312,7 +313,14 @@ class Attempt:
             "batch_fingerprint": self._prints[1],
         }
         write_json(self.folder / "meta.json", meta)
-        write_json(self.folder / "norms.json", norm_card(self.run).as_json())
+        write_json(self.folder / "norms.json", self._card().as_json())
+
+    def _card(self) -> Card:
+        """As ``norm_card``, from the parts at hand where the optimizer keeps its norms."""
+        norms = getattr(self.parts.optimizer, "norms", None)
+        if isinstance(norms, Assignment):
+            return card_of(self.parts.model, norms, self.run)
+        return norm_card(self.run)
 
     def _log(self, line: str) -> None:
         if self.ranks.leads:

@@ -12,7 +12,7 @@ from torch import nn
 
 from .build import part
 from .config import Run
-from .optim.roles import Assigned, assign, lint, param_groups
+from .optim.roles import Assigned, Assignment, assign, lint, param_groups
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,33 @@ class Card:
 def norm_card(run: Run) -> Card:
     """The card of a run's method and model; nothing is trained or loaded.
 
-    A method without norms (torch's, libraries') has a card with roles only.
-
     Raises:
         ConfigError: a rule that matches no parameter, a parameter with two rules.
     """
     with torch.device("meta"):
         model: nn.Module = part(run, "model")
+    has_norms = "norms" in run.config["optimizer"]
+    return card_of(model, part(run, "optimizer").keywords["norms"] if has_norms else None, run)
+
+
+def card_of(model: nn.Module, norms: Assignment | None, run: Run) -> Card:
+    """The card of a run's ``model`` with ``norms``.
+
+    A method without norms (torch's, libraries') has a card with roles only.
+
+    Raises:
+        ConfigError: as ``norm_card``.
+    """
     groups = param_groups(model)
     total = sum(parameter.numel() for parameter in model.parameters())
-    if "norms" not in run.config["optimizer"]:
+    if norms is None:
         rows = [
             _row(name, tuple(parameter.shape), group["role"], total)
             for group in groups
             for name, parameter in zip(group["names"], group["params"], strict=True)
         ]
         return Card(rows, [f"{run.method} is a library's method: its own rules decide."])
-    assigned = assign(groups, part(run, "optimizer").keywords["norms"])
+    assigned = assign(groups, norms)
     return Card([_assigned_row(each, total) for each in assigned], [*lint(assigned), *_tied(model)])
 
 

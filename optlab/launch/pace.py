@@ -132,7 +132,7 @@ def _elsewhere(
     known: set[str],
     found: Mapping[str, Sequence[Measure]],
 ) -> Iterator[tuple[str, str]]:
-    """Kind and id of runs of other sweeps; labels are compared first, as reading YAML is slow."""
+    """Kind and id of runs of other sweeps; whatever is slow to read, such as YAML, comes last."""
     labels = {_labels(run.choices) for kind, run in wanted.items() if not found[kind]}
     for path in sorted(store.root.glob("*/job.json")):
         run_id = path.parent.name
@@ -141,6 +141,8 @@ def _elsewhere(
             continue
         if all(len(found[kind]) >= _SAMPLES for kind, run in wanted.items()
                if _labels(run.choices) == _labels(choices)):  # fmt: skip
+            continue
+        if last_record(store, run_id) is None:
             continue
         try:
             kind = parts(store.load(run_id))
