@@ -10,7 +10,15 @@ from typing import Any, Protocol
 
 from ..config import Run, Settings
 from ..errors import ConfigError
-from ..stacked.grouping import Group, by_kind, stacks
+from ..stacked.grouping import (
+    TOO_BRIEF,
+    Group,
+    by_kind,
+    probe_allowance,
+    probe_cost,
+    sizes_to_try,
+    stacks,
+)
 from ..store import RunStore
 from .launch import Say
 from .pace import guess, paces, parts
@@ -22,8 +30,6 @@ AUTO = "auto"
 _ALONE = "the only one of its kind"
 _SPREAD = "as many workers as runs"
 _UNWORTHY = "no gain"
-_BRIEF = "too short for a probe"
-_PROBE = 500  # steps of runs that take about as long as a probe
 
 
 def check_stack(value: Any) -> int | str:
@@ -158,7 +164,8 @@ def _unasked(runs: Sequence[Run], most: int) -> str:
         return _ALONE
     if most == 1:
         return _SPREAD
-    return _BRIEF if sum(run.train.steps for run in runs) < _PROBE else ""
+    allowance = probe_allowance(most, runs[0].train.steps)
+    return TOO_BRIEF if probe_cost(sizes_to_try(most)[0]) > allowance else ""
 
 
 def _seconds(kinds: Sequence[Sequence[Run]], store: RunStore) -> dict[str, float]:

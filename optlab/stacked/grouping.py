@@ -11,12 +11,16 @@ from typing import Any
 
 from ..config import Run
 
+TOO_BRIEF = "too short for a probe"  # why runs are not stacked
 # Of the section train: where the weights start, and what is looked at after each step.
 _OF_EACH_RUN = ("init", "init_seed", "clip_norm", "max_weight_growth", "diverged_after")
 _FIXED = "polar"  # the numbers below this key are the coefficients of an iteration, not of a run
 _WORTH = 0.99  # of the time: what a further cut must come below
 _FULL = 1.02  # of the time that no cut can come below: good enough
 _GUESS = 0.5  # gain of a stack that nobody measured, as a share of its size
+_SMALL, _LARGE = 8, 32  # sizes that a probe tries; what fills a core, or a cache, is full before
+_STEPS = 6  # of a stack, until a probe knows how long one takes
+_SHARE = 0.04  # of the time of the runs that a probe may take: it may be for nothing
 
 
 def kind(run: Run) -> str:
@@ -53,6 +57,22 @@ def by_kind(runs: Sequence[Run]) -> list[list[Run]]:
     for run in runs:
         kinds.setdefault(kind(run), []).append(run)
     return list(kinds.values())
+
+
+def sizes_to_try(runs: int) -> list[int]:
+    """Sizes of stacks that a probe tries for a worker with so many runs, two or more."""
+    largest = min(runs, _LARGE)
+    return sorted({min(_SMALL, largest), largest})
+
+
+def probe_allowance(runs: int, steps: int) -> float:
+    """Steps of one run that a probe may take for a worker with ``runs`` of ``steps`` steps each."""
+    return _SHARE * runs * steps
+
+
+def probe_cost(size: int, gain: float = 1.0) -> float:
+    """Steps of one run that it takes to try a stack, of which a smaller one had this ``gain``."""
+    return _STEPS * size / gain
 
 
 @dataclass(frozen=True)

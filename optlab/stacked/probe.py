@@ -16,11 +16,11 @@ from ..config import Run, Settings, TrainConfig
 from ..diagnostics import Gauge
 from ..store import RunStore
 from ..train import Parts, Progress, random_states, train
+from .grouping import TOO_BRIEF, probe_allowance, probe_cost, sizes_to_try
 from .memory import free_memory, most_that_fit
 from .stack import CannotStack, Replica, Stack
 
 WORTH = 1.1  # times as fast as one run after the other, below which nothing is stacked
-_SMALL, _LARGE = 8, 32  # sizes that are tried; what fills a core, or a cache, is full before
 _ROUNDS, _MOST, _FOR = 3, 25, 0.2  # rounds of a step of each, at least and at most, and seconds
 _BUSY = 0.1  # seconds of a step of one run, for which launching its kernels cannot matter
 _ENDLESS = 10**9  # steps
@@ -48,19 +48,29 @@ def choose_size(
     run = store.load(run_ids[0])
     parts = build(run, device)
     fit = most_that_fit(parts, free_memory(device, workers))
-    largest = min(most, len(run_ids), _LARGE, fit or most)
-    if largest < 2:
-        return Choice(1, 1.0, "two of them do not fit into memory" if fit == 1 else "a single run")
+    if fit == 1:
+        return Choice(1, 1.0, "two of them do not fit into memory")
+    runs = min(most, len(run_ids))
     try:
         config = replace(run.train, steps=_ENDLESS, eval_every=_ENDLESS)
-        return _tried(config, _copies(run, parts), sorted({min(_SMALL, largest), largest}))
+        return _tried(
+            config,
+            _copies(run, parts),
+            sizes_to_try(min(runs, fit or runs)),
+            probe_allowance(runs, run.train.steps),
+        )
     except CannotStack as error:
         return Choice(1, 1.0, str(error))
 
 
-def _tried(config: TrainConfig, copied: Callable[[], Parts], sizes: Sequence[int]) -> Choice:
-    best = Choice(1, 1.0, "no gain")
+def _tried(
+    config: TrainConfig, copied: Callable[[], Parts], sizes: Sequence[int], allowance: float
+) -> Choice:
+    best = Choice(1, 1.0, TOO_BRIEF)
     for size in sizes:
+        allowance -= probe_cost(size, best.gain)
+        if allowance < 0:
+            return best
         gain = _gain(config, copied, size)
         if gain < WORTH:  # what does not pay for few does not for many
             return best if best.size > 1 else Choice(1, gain, f"no gain: {gain:.2g}x")

@@ -17,7 +17,13 @@ from stacked.sidebyside import frozen, settings, tinies
 
 @pytest.fixture
 def store(tmp_path: Path) -> RunStore:
-    return frozen(tmp_path, tinies(each=[[f"seed={seed}"] for seed in range(40)]))
+    return lasting(tmp_path, 1000)
+
+
+def lasting(folder: Path, steps: int) -> RunStore:
+    """A store with 40 runs of one kind."""
+    each = [[f"seed={seed}", f"train.steps={steps}"] for seed in range(40)]
+    return frozen(folder, tinies(each=each))
 
 
 @pytest.fixture
@@ -78,6 +84,30 @@ def test_the_size_is_that_of_the_largest_gain_if_there_is_one(
     assert (choice.size, choice.gain) == (size, gain)
     assert bool(choice.reason) == (size == 1)
     assert tried == list(of_size)
+
+
+@pytest.mark.parametrize(
+    ("steps", "of_8", "tried", "size"),
+    [
+        (29, 2.0, [], 1),  # 6 x 8 steps are more than 0.04 of 40 runs
+        (30, 2.0, [8], 8),
+        (120, 1.2, [8], 8),  # 160 more if a stack of 32 gains no more than one of 8
+        (120, 2.0, [8, 32], 32),
+    ],
+)
+def test_a_probe_takes_a_small_share_of_the_time_of_the_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+    of_8: float,
+    tried: list[int],
+    size: int,
+) -> None:
+    store = lasting(tmp_path, steps)
+    sizes = gains(monkeypatch, {8: of_8, 32: 3.0})
+    choice = chosen(sorted(path.name for path in store.root.iterdir()), store)
+    assert (sizes, choice.size) == (tried, size)
+    assert (choice.reason == "too short for a probe") == (size == 1)
 
 
 @pytest.mark.parametrize(("alone", "together", "gain"), [(0.01, 0.02, 4.0), (0.09, 0.01, 8.0)])
