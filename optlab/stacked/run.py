@@ -6,6 +6,7 @@ import errno
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 import torch
 
@@ -155,24 +156,19 @@ class _Member:
         self._crew.ended(self.run_id, outcome)
 
 
+@dataclass
 class _Crew:
     """What the runs of a stack have in common."""
 
-    def __init__(
-        self,
-        store: RunStore,
-        settings: Settings,
-        stop: StopFlag,
-        report: Callable[[str, Record], None],
-        ended: Callable[[str, Outcome], None],
-        say: Callable[[str], None],
-        workers: int,
-    ) -> None:
-        self._workers = workers
-        self.store, self.settings, self.stop = store, settings, stop
-        self.report, self.ended, self.say = report, ended, say
-        self._data: dict[tuple[int, int], Data] = {}
-        self._patient_until = time.monotonic() + TAKEOVER
+    store: RunStore
+    settings: Settings
+    stop: StopFlag
+    report: Callable[[str, Record], None]
+    ended: Callable[[str, Outcome], None]
+    say: Callable[[str], None]
+    workers: int
+    _data: dict[tuple[int, int], Data] = field(default_factory=dict)
+    _patient_until: float = field(default_factory=lambda: time.monotonic() + TAKEOVER)
 
     def patience(self) -> float:
         """Seconds to wait for an earlier attempt to let go of a run.
@@ -212,7 +208,7 @@ class _Crew:
                 members.append(member := _Member(run_id, self))
                 member.begin(device, self._load)
                 if most is None and not member.over:
-                    free = free_memory(device, self._workers)
+                    free = free_memory(device, self.workers)
                     most = most_that_fit(member.attempt.parts, free)
             left = run_ids[len(members) :]
             if left:
