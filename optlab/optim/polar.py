@@ -335,7 +335,7 @@ def _normalized(x: Tensor, safety: float) -> Tensor:
     """``x`` / (``safety`` ‖x‖_F), zero at zero."""
     y = _unit_scale(x)
     norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True)
-    return y.mul_(1 / (safety * norm).clamp(min=torch.finfo(x.dtype).tiny))
+    return y.mul_((safety * norm).clamp(min=torch.finfo(x.dtype).tiny).reciprocal())
 
 
 def _bounded_rows(y: Tensor) -> Tensor:
@@ -352,7 +352,7 @@ def _bounded_rows(y: Tensor) -> Tensor:
 def _unit_scale(x: Tensor) -> Tensor:
     """``x`` divided by its largest entry: squares of 1e-20 or 1e20 leave the range of float32."""
     largest = torch.maximum(x.amax((-2, -1), keepdim=True), -x.amin((-2, -1), keepdim=True))
-    return x * (1 / largest.clamp(min=torch.finfo(x.dtype).tiny))
+    return x * largest.clamp(min=torch.finfo(x.dtype).tiny).reciprocal()
 
 
 def _working_dtype(x: Tensor, dtype: Precision) -> torch.dtype:
