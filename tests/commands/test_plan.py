@@ -84,6 +84,22 @@ def test_runs_of_other_sweeps_measure_the_same_parts(store: RunStore, half: Swee
     assert make_plan(other, store).forecast.unknown == 2
 
 
+def test_runs_without_a_record_are_not_read_for_their_pace(
+    store: RunStore, half: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading the YAML of all that wait takes seconds, in a launch whose workers are idle."""
+    waiting = [run for run in half.runs if not store.is_done(run.id)]
+    for run in waiting:
+        store.freeze(run)
+    read, load = [], store.load
+    monkeypatch.setattr(store, "load", lambda run_id: read.append(run_id) or load(run_id))
+
+    found = paces(store, ad_hoc(shrunk("optimizer=adamw,scion", "seed=7")).runs)
+
+    assert {pace.seconds_per_step for pace in found.values()} == {3600, 7200}
+    assert read and not {run.id for run in waiting}.intersection(read)
+
+
 def test_methods_that_were_never_measured_are_guessed_and_it_is_said(
     store: RunStore, half: Sweep
 ) -> None:
