@@ -127,7 +127,10 @@ def work(connection: Connection, device: str) -> None:
     torch.set_num_threads(1)
     forms: dict[str, Callable[[], float]] = {}
     while True:
-        what, *how = connection.recv()
+        try:
+            what, *how = connection.recv()
+        except EOFError:  # all is measured
+            return
         if what == "make":
             forms.clear()  # gives the memory back first
             found = made(device, *how)
